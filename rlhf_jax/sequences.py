@@ -1,0 +1,332 @@
+"""Token sequences: log-probabilities, masks and means. The one home of the shift by one.
+
+A causal model's logits at column ``t`` predict token ``t + 1``. Everything here, and everything
+after it, is aligned with the token it speaks of instead: ``log_probs[b, t]`` belongs to
+``tokens[b, t]``, and column 0, which nothing predicts, holds 0.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.types import FactoredLogits
+
+__all__ = [
+    "Aggregation",
+    "Mean",
+    "align",
+    "constant_length",
+    "last_token",
+    "log_probs_and_entropies",
+    "masked_mean",
+    "positions",
+    "sequence_mean",
+    "token_log_probs",
+    "token_mean",
+]
+
+# Stands for minus infinity where it will be multiplied by a probability of 0: -inf * 0 is nan.
+_NEGATIVE = -1e30
+
+
+class Mean(NamedTuple):
+    """A mean that is not divided yet: ``sum(total) / sum(count)`` over devices is the global mean.
+
+    Attributes:
+        total: ``float32[]``.
+        count: ``float32[]``.
+    """
+
+    total: jax.Array
+    count: jax.Array
+
+
+# loss[B, T], mask[B, T] -> Mean
+Aggregation = Callable[[jax.Array, jax.Array], Mean]
+
+
+def align(predictions: jax.Array) -> jax.Array:
+    """Moves predictions of the next token to the column of the token they predict.
+
+    Args:
+        predictions: ``[B, T, ...]``, entry ``t`` about token ``t + 1``.
+
+    Returns:
+        ``[B, T, ...]``, entry ``t`` about token ``t``; column 0 is 0.
+
+    >>> align(jnp.array([[1, 2, 3]])).tolist()
+    [[0, 1, 2]]
+    """
+    return jnp.pad(predictions[:, :-1], [(0, 0), (1, 0)] + [(0, 0)] * (predictions.ndim - 2))
+
+
+def positions(mask: jax.Array) -> jax.Array:
+    """The position of each real token among the real tokens of its row; 0 on padding before them.
+
+    Args:
+        mask: ``bool[B, T]``.
+
+    Returns:
+        ``int32[B, T]``.
+
+    >>> positions(jnp.array([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
+
+
+def last_token(mask: jax.Array) -> jax.Array:
+    """Marks the last true entry of each row; a row without one stays empty.
+
+    Args:
+        mask: ``bool[B, T]``.
+
+    Returns:
+        ``bool[B, T]``.
+
+    >>> last_token(jnp.array([[True, True, False], [False, False, False]])).astype(int).tolist()
+    [[0, 1, 0], [0, 0, 0]]
+    """
+    after = jnp.cumsum(mask[:, ::-1].astype(jnp.int32), axis=-1)[:, ::-1]
+    return mask & (after == 1)
+
+
+def token_log_probs(
+    logits: jax.Array | FactoredLogits,
+    tokens: jax.Array,
+    *,
+    temperature: float = 1.0,
+    block_size: int = 8192,
+) -> jax.Array:
+    r"""Log-probability of each token given those before it.
+
+    .. math:: \log p(x_t \mid x_{<t}) = z_{t-1, x_t} - \log \sum_v \exp z_{t-1, v}
+
+    Args:
+        logits: ``float[B, T, V]`` or ``FactoredLogits``; entry ``t`` predicts token ``t + 1``.
+        tokens: ``int32[B, T]``.
+        temperature: what the logits are divided by, as when the tokens were sampled.
+        block_size: how much of the vocabulary is held at a time if the logits are factored.
+
+    Returns:
+        ``float32[B, T]`` in nats, 0 in column 0. Padding is not known here: mask it afterwards.
+
+    Raises:
+        ValueError: if the shapes disagree.
+
+    >>> token_log_probs(jnp.zeros([1, 3, 4]), jnp.array([[1, 2, 3]])).tolist()
+    [[0.0, -1.3863, -1.3863]]
+    """
+    return _token_statistics(logits, tokens, temperature, block_size, entropies=False)[0]
+
+
+def log_probs_and_entropies(
+    logits: jax.Array | FactoredLogits,
+    tokens: jax.Array,
+    *,
+    temperature: float = 1.0,
+    block_size: int = 8192,
+) -> tuple[jax.Array, jax.Array]:
+    r"""``token_log_probs`` and, from the same pass, the entropy of what each was drawn from.
+
+    .. math:: H_t = -\sum_v p(v \mid x_{<t}) \log p(v \mid x_{<t})
+
+    Args:
+        logits: ``float[B, T, V]`` or ``FactoredLogits``; entry ``t`` predicts token ``t + 1``.
+        tokens: ``int32[B, T]``.
+        temperature: what the logits are divided by.
+        block_size: how much of the vocabulary is held at a time if the logits are factored.
+
+    Returns:
+        Two ``float32[B, T]`` in nats, 0 in column 0.
+
+    Raises:
+        ValueError: if the shapes disagree.
+
+    >>> _, entropies = log_probs_and_entropies(jnp.zeros([1, 2, 4]), jnp.array([[1, 2]]))
+    >>> entropies.tolist()
+    [[0.0, 1.3863]]
+    """
+    return _token_statistics(logits, tokens, temperature, block_size, entropies=True)
+
+
+def _token_statistics(logits, tokens, temperature, block_size, *, entropies):
+    """``(log_probs[B, T], entropies[B, T] or None)`` by whichever path the logits allow."""
+    leading = logits.hidden.shape[:2] if isinstance(logits, FactoredLogits) else logits.shape[:2]
+    if tokens.ndim != 2 or leading != tokens.shape:
+        raise ValueError(
+            f"logits must be [B, T, ...] for tokens [B, T]: {leading} and {tokens.shape}"
+        )
+    if tokens.shape[1] < 2:
+        zeros = jnp.zeros(tokens.shape, jnp.float32)
+        return zeros, zeros
+    targets = tokens[:, 1:]
+    if isinstance(logits, FactoredLogits):
+        hidden = logits.hidden[:, :-1]
+        if logits.unembedding.shape[1] > block_size:
+            log_probs, entropy = _blockwise(
+                hidden, logits.unembedding, targets, temperature, block_size, entropies
+            )
+        else:
+            dense = (hidden @ logits.unembedding.astype(hidden.dtype)).astype(jnp.float32)
+            log_probs, entropy = _dense(dense / temperature, targets, entropies)
+    else:
+        dense = logits[:, :-1].astype(jnp.float32)
+        log_probs, entropy = _dense(dense / temperature, targets, entropies)
+    first = ((0, 0), (1, 0))
+    return jnp.pad(log_probs, first), None if entropy is None else jnp.pad(entropy, first)
+
+
+def _dense(logits, targets, entropies):
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    if not entropies:
+        return picked - normaliser, None
+    probabilities = jnp.exp(logits - normaliser[..., None])
+    return picked - normaliser, normaliser - jnp.sum(probabilities * logits, axis=-1)
+
+
+def _blockwise(hidden, unembedding, targets, temperature, block_size, entropies):
+    """Running log-sum-exp over blocks of the vocabulary; the backward pass recomputes each block.
+
+    Memory is ``B * T * block_size`` and not ``B * T * V``, in both directions.
+    """
+    width, vocabulary = unembedding.shape
+    blocks = -(-vocabulary // block_size)
+    padded = jnp.pad(unembedding, ((0, 0), (0, blocks * block_size - vocabulary)))
+    # [V, D] order first: for tied embeddings it is the order they are stored in, so no copy.
+    padded = padded.T.reshape(blocks, block_size, width)
+
+    @jax.checkpoint
+    def body(carry, block):
+        maximum, normaliser, weighted, picked = carry
+        kernel, start = block
+        column = start + jnp.arange(block_size)
+        logits = jnp.einsum("btd,vd->btv", hidden, kernel.astype(hidden.dtype))
+        logits = logits.astype(jnp.float32) / temperature
+        logits = jnp.where(column < vocabulary, logits, _NEGATIVE)
+        # The maximum only guards against overflow and cancels out: no gradient goes through it.
+        larger = jnp.maximum(maximum, jax.lax.stop_gradient(logits.max(-1)))
+        shrink = jnp.exp(maximum - larger)
+        exponentials = jnp.exp(logits - larger[..., None])
+        normaliser = normaliser * shrink + exponentials.sum(-1)
+        if entropies:
+            weighted = weighted * shrink + (exponentials * logits).sum(-1)
+        picked = picked + jnp.where(column == targets[..., None], logits, 0).sum(-1)
+        return (larger, normaliser, weighted, picked), None
+
+    zeros = jnp.zeros(targets.shape, jnp.float32)
+    starts = jnp.arange(blocks) * block_size
+    carry = (zeros + _NEGATIVE, zeros, zeros, zeros)
+    (maximum, normaliser, weighted, picked), _ = jax.lax.scan(body, carry, (padded, starts))
+    log_normaliser = maximum + jnp.log(normaliser)
+    entropy = log_normaliser - weighted / normaliser if entropies else None
+    return picked - log_normaliser, entropy
+
+
+def _check_token_arrays(values, mask):
+    chex.assert_equal_shape([values, mask], exception_type=ValueError)
+    chex.assert_rank([values, mask], 2, exception_type=ValueError)
+
+
+def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
+    """Mean of the entries that count; 0 where none does.
+
+    Args:
+        values: ``float[...]``.
+        mask: ``bool[...]`` of the same shape.
+        axis: the axis to reduce, or ``None`` for all.
+
+    Returns:
+        ``float[...]`` without that axis.
+
+    Raises:
+        ValueError: if the shapes differ.
+
+    >>> float(masked_mean(jnp.array([1.0, 2.0, 99.0]), jnp.array([True, True, False])))
+    1.5
+    """
+    chex.assert_equal_shape([values, mask], exception_type=ValueError)
+    total = jnp.sum(jnp.where(mask, values, 0), axis=axis)
+    return total / jnp.maximum(jnp.sum(mask, axis=axis), 1)
+
+
+def token_mean(loss: jax.Array, mask: jax.Array) -> Mean:
+    r"""Every token counts the same: ``sum(loss * mask) / sum(mask)`` (DAPO; PPO).
+
+    Args:
+        loss: ``float[B, T]``.
+        mask: ``bool[B, T]``.
+
+    Returns:
+        The undivided ``Mean``.
+
+    Raises:
+        ValueError: if the shapes differ or are not of rank 2.
+
+    Reference: Yu et al. 2025, eq. 8, https://arxiv.org/abs/2503.14476
+
+    >>> loss = jnp.array([[1.0, 1.0], [4.0, 0.0]])
+    >>> mask = jnp.array([[True, True], [True, False]])
+    >>> total, count = token_mean(loss, mask)
+    >>> float(total), float(count)
+    (6.0, 3.0)
+    """
+    _check_token_arrays(loss, mask)
+    return Mean(jnp.sum(jnp.where(mask, loss, 0)), jnp.sum(mask.astype(jnp.float32)))
+
+
+def sequence_mean(loss: jax.Array, mask: jax.Array) -> Mean:
+    r"""Every sequence counts the same: the mean of each sequence's token mean (GRPO).
+
+    Args:
+        loss: ``float[B, T]``.
+        mask: ``bool[B, T]``. A row without a true entry does not count.
+
+    Returns:
+        The undivided ``Mean``.
+
+    Raises:
+        ValueError: if the shapes differ or are not of rank 2.
+
+    Reference: Shao et al. 2024, eq. 3, https://arxiv.org/abs/2402.03300
+
+    >>> loss = jnp.array([[1.0, 1.0], [4.0, 0.0]])
+    >>> mask = jnp.array([[True, True], [True, False]])
+    >>> total, count = sequence_mean(loss, mask)
+    >>> float(total), float(count)
+    (5.0, 2.0)
+    """
+    _check_token_arrays(loss, mask)
+    total = jnp.sum(masked_mean(loss, mask, axis=-1))
+    return Mean(total, jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32)))
+
+
+def constant_length(loss: jax.Array, mask: jax.Array, *, length: int) -> Mean:
+    r"""Sums over tokens divided by one constant length, so that long answers are not favoured.
+
+    Args:
+        loss: ``float[B, T]``.
+        mask: ``bool[B, T]``. A row without a true entry does not count.
+        length: the constant, in tokens; the longest response allowed.
+
+    Returns:
+        The undivided ``Mean``.
+
+    Raises:
+        ValueError: if the shapes differ or are not of rank 2.
+
+    Reference: Liu et al. 2025 (Dr. GRPO), https://arxiv.org/abs/2503.20783
+
+    >>> loss = jnp.array([[1.0, 1.0], [4.0, 0.0]])
+    >>> mask = jnp.array([[True, True], [True, False]])
+    >>> total, count = constant_length(loss, mask, length=4)
+    >>> float(total), float(count)
+    (6.0, 8.0)
+    """
+    _check_token_arrays(loss, mask)
+    rows = jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32))
+    return Mean(jnp.sum(jnp.where(mask, loss, 0)), rows * length)

@@ -1,0 +1,242 @@
+"""The pytrees that flow through RLHF, and the types of the functions that act on them.
+
+Shapes: ``B`` batch, ``T`` tokens, ``P`` prompt tokens, ``V`` vocabulary, ``K`` samples per prompt,
+``N`` prompts. Every ``[B, T]`` array is aligned with the token it speaks of: ``log_probs[b, t]`` is
+the log-probability of ``tokens[b, t]`` given the tokens before it, so masks, rewards, values and
+log-probs need no shifting against each other. Masks are boolean, true where an entry counts.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import flax.struct
+import jax
+
+__all__ = [
+    "ActorCritic",
+    "Algorithm",
+    "Batch",
+    "CachedLogitsFn",
+    "Callback",
+    "Comparison",
+    "Decoder",
+    "FactoredLogits",
+    "GroupAdvantage",
+    "ImplicitReward",
+    "Key",
+    "LogitsFn",
+    "Metrics",
+    "Params",
+    "PolicyLoss",
+    "Preferences",
+    "PreferenceLoss",
+    "Prompts",
+    "PyTree",
+    "RewardFn",
+    "SampleFn",
+    "ScoreFn",
+    "Sequences",
+    "TokenAdvantage",
+    "TrainState",
+    "ValueFn",
+    "ValueLoss",
+]
+
+PyTree = Any
+Params = PyTree
+Key = jax.Array
+Batch = PyTree
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class Prompts:
+    """A batch of prompts, padded on the left so that every response starts in the same column.
+
+    Attributes:
+        tokens: ``int32[N, P]``.
+        mask: ``bool[N, P]``, true on real tokens. A row without any is padding: it is generated
+            from but counts for nothing.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+
+
+@flax.struct.dataclass
+class Sequences:
+    """Token sequences of which some tokens are the response being learnt from or judged.
+
+    Attributes:
+        tokens: ``int32[B, T]``.
+        mask: ``bool[B, T]``, true on real tokens (prompt and response), false on padding.
+        response_mask: ``bool[B, T]``, true on the response's tokens, its end-of-text included. A
+            row with none is padding.
+        log_probs: ``float32[B, T]`` in nats, the log-probability with which a sampler drew each
+            response token, 0 elsewhere; ``None`` for text that no known policy wrote.
+    """
+
+    tokens: jax.Array
+    mask: jax.Array
+    response_mask: jax.Array
+    log_probs: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Preferences:
+    """Pairs of sequences of which a human preferred the first.
+
+    Attributes:
+        chosen: ``Sequences`` of ``B`` rows.
+        rejected: ``Sequences`` of ``B`` rows.
+    """
+
+    chosen: Sequences
+    rejected: Sequences
+
+
+@flax.struct.dataclass
+class Comparison:
+    """A human's answers to "which of these two is better?".
+
+    Attributes:
+        first: ``int32[B]``, index of the first item of each pair.
+        second: ``int32[B]``, index of the second.
+        preference: ``float32[B]``, 1 if the first is preferred, 0 if the second, 0.5 for a tie.
+        rater: ``int32[B]``, who answered, or -1 where that is unknown.
+    """
+
+    first: jax.Array
+    second: jax.Array
+    preference: jax.Array
+    rater: jax.Array
+
+
+@flax.struct.dataclass
+class FactoredLogits:
+    """Logits that have not been multiplied out: ``logits = hidden @ unembedding``.
+
+    A ``LogitsFn`` may return this instead of an array. ``sequences.token_log_probs`` then walks
+    over the vocabulary in blocks and never holds a ``[B, T, V]`` array.
+
+    Attributes:
+        hidden: ``float[B, T, D]``.
+        unembedding: ``float[D, V]``.
+    """
+
+    hidden: jax.Array
+    unembedding: jax.Array
+
+
+class ActorCritic(NamedTuple):
+    """Parameters of a policy and of the critic that estimates its returns."""
+
+    policy: Params
+    critic: Params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that changes or is needed from one step to the next, as arrays.
+
+    Attributes:
+        step: ``int32[]``, steps taken, skipped ones included.
+        key: the run's key. A step uses ``fold_in(key, step)``, so a resumed run draws what the
+            uninterrupted one would have drawn.
+        params: what is trained.
+        opt_state: the optax state.
+        frozen: parameters that are used and never trained (reference, reward): data, not closures,
+            so that the compiled program does not contain them as constants.
+        extra: an algorithm's own state (an adaptive coefficient, say).
+        skipped: ``int32[]``, how many steps in a row were skipped for being non-finite.
+    """
+
+    step: jax.Array
+    key: Key
+    params: Params
+    opt_state: PyTree
+    frozen: PyTree
+    extra: PyTree
+    skipped: jax.Array
+
+
+class Algorithm(NamedTuple):
+    """A pair of pure functions; it holds no arrays and no state.
+
+    Attributes:
+        init: ``(params, key, **frozen) -> TrainState``.
+        step: ``(state, batch) -> (state, metrics)``; metrics are ``float32[]``. It is itself the
+            body of a ``jax.lax.scan``.
+    """
+
+    init: Callable[..., TrainState]
+    step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+class CachedLogitsFn(Protocol):
+    """``(params, tokens[B, S], mask[B, S], cache) -> (logits[B, V], cache)``.
+
+    Reads ``S`` new tokens behind those in the cache; the logits are those that follow the last
+    column. ``mask`` is false on padding, which nothing attends to.
+    """
+
+    def __call__(
+        self, params: Params, tokens: jax.Array, mask: jax.Array, cache: PyTree
+    ) -> tuple[jax.Array, PyTree]: ...
+
+
+class Decoder(NamedTuple):
+    """What generation needs of a model.
+
+    Attributes:
+        init_cache: ``(batch_size, length) -> cache``, an empty cache as an explicit pytree.
+        apply: a ``CachedLogitsFn``.
+        vocab_size: ``V``.
+        max_length: the most tokens, prompt and response together, that the model can read.
+    """
+
+    init_cache: Callable[[int, int], PyTree]
+    apply: CachedLogitsFn
+    vocab_size: int
+    max_length: int
+
+
+# params, tokens[B, T], mask[B, T] -> logits[B, T, V]; entry t predicts token t + 1.
+LogitsFn = Callable[[Params, jax.Array, jax.Array], jax.Array | FactoredLogits]
+# params, tokens[B, T], mask[B, T] -> scores[B]
+ScoreFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
+# params, tokens[B, T], mask[B, T] -> values[B, T]; entry t is the value before token t is chosen.
+ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
+# params, sequences -> rewards[B]
+RewardFn = Callable[[Params, Sequences], jax.Array]
+# params, prompts of B rows, keys[B] -> B sequences with log_probs
+SampleFn = Callable[[Params, Prompts, Key], Sequences]
+# chosen[B], rejected[B] -> loss[B]
+PreferenceLoss = Callable[[jax.Array, jax.Array], jax.Array]
+# log_probs[B, T], ref_log_probs[B, T], mask[B, T] -> reward[B]
+ImplicitReward = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# log_probs, old_log_probs, advantages, mask, all [B, T] -> loss[B, T]
+PolicyLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+# values, old_values, returns, all [B, T] -> loss[B, T]
+ValueLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# rewards[N, K] -> advantages[N, K]: the samples of a prompt are each other's baseline
+GroupAdvantage = Callable[[jax.Array], jax.Array]
+# rewards, values, mask, all [B, T] -> advantages[B, T]: a critic is the baseline
+TokenAdvantage = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Callback(Protocol):
+    """What ``training.fit`` calls after each compiled chunk of steps.
+
+    Args:
+        state: the state after the chunk.
+        rows: the chunk's metrics, one mapping of plain numbers a step, with its ``step``.
+        last: true if no chunk follows (finished, stopped or interrupted): a checkpoint is due.
+
+    Returns:
+        A reason to stop, or ``None`` to go on.
+    """
+
+    def __call__(
+        self, state: TrainState, rows: list[Mapping[str, float]], last: bool
+    ) -> str | None: ...
