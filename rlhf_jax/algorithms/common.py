@@ -1,0 +1,179 @@
+"""What all algorithms share: a state, a global mean's gradient, and an update that may be skipped.
+
+A loss is a sum of terms, each a weight times an undivided ``Mean``. Its gradient divides the sum
+by the *global* count, so unequal masks on several devices, or in several minibatches, give the
+numbers of one device: never a mean of means. Under ``jax.jit`` on a mesh nothing is needed for
+that. Under ``jax.pmap`` the counts, and then the gradients, are summed over ``axis_name``.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.sequences import Mean
+from rlhf_jax.types import Key, Metrics, Params, PyTree, TrainState
+
+__all__ = [
+    "Objective",
+    "Term",
+    "advance",
+    "divided",
+    "gradients",
+    "new_state",
+    "over_devices",
+    "row_keys",
+    "rows_mean",
+    "updated",
+]
+
+
+class Term(NamedTuple):
+    """One term of a loss: ``weight * mean``."""
+
+    weight: float | jax.Array
+    mean: Mean
+
+
+# params -> the loss's terms by name, and further means to report
+Objective = Callable[[Params], tuple[dict[str, Term], dict[str, Mean]]]
+
+
+def over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
+    """Sums over the devices of a pmapped axis; the identity without one."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def divided(means: dict[str, Mean], axis_name: str | None) -> Metrics:
+    """Global means, 0 where nothing counts."""
+    means = over_devices(means, axis_name)
+    return {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in means.items()}
+
+
+def rows_mean(values: jax.Array, valid: jax.Array) -> Mean:
+    """Mean of ``values[B]`` over the rows that count."""
+    return Mean(jnp.sum(jnp.where(valid, values, 0)), jnp.sum(valid.astype(jnp.float32)))
+
+
+def gradients(
+    objective: Objective, params: Params, axis_name: str | None
+) -> tuple[PyTree, Metrics]:
+    """Gradient of the global loss, and the metrics.
+
+    Args:
+        objective: the terms of the loss and further means, as functions of the parameters.
+        params: where to take the gradient.
+        axis_name: the pmapped axis, if any.
+
+    Returns:
+        The gradient, and the metrics: ``loss``, its terms if there are several, ``grad_norm`` and
+        the further means.
+    """
+
+    def share(params: Params) -> tuple[jax.Array, tuple[dict[str, Mean], dict[str, jax.Array]]]:
+        terms, further = objective(params)
+        weights = {name: term.weight for name, term in terms.items()}
+        means = {name: term.mean for name, term in terms.items()}
+        counts = {name: jax.lax.stop_gradient(mean.count) for name, mean in means.items()}
+        counts = over_devices(counts, axis_name)
+        loss = sum(
+            weights[name] * mean.total / jnp.maximum(counts[name], 1e-9)
+            for name, mean in means.items()
+        )
+        return loss, (means, {"loss": loss}, further)
+
+    gradient, (means, loss, further) = jax.grad(share, has_aux=True)(params)
+    gradient, loss = over_devices((gradient, loss), axis_name)
+    metrics = loss | divided(further, axis_name)
+    if len(means) > 1:
+        metrics |= divided({f"{name}_loss": mean for name, mean in means.items()}, axis_name)
+    return gradient, metrics | {"grad_norm": optax.global_norm(gradient)}
+
+
+def row_keys(key: Key, rows: int, axis_name: str | None) -> Key:
+    """One key for each row of the global batch, the same on one device as on several.
+
+    Args:
+        key: the step's.
+        rows: how many rows this device holds.
+        axis_name: the pmapped axis, if any.
+
+    Returns:
+        ``key[rows]``.
+    """
+    start = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
+    return jax.vmap(lambda row: jax.random.fold_in(key, row))(start + jnp.arange(rows))
+
+
+def new_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    key: Key,
+    *,
+    frozen: PyTree = (),
+    extra: PyTree = (),
+) -> TrainState:
+    """A state before its first step.
+
+    Args:
+        params: what will be trained.
+        optimizer: its ``init`` makes the optimiser state.
+        key: a typed key, as from ``jax.random.key``.
+        frozen: parameters that are used and never trained.
+        extra: the algorithm's own state.
+
+    Returns:
+        A ``TrainState``.
+
+    Raises:
+        ValueError: if ``key`` is an old-style ``uint32[2]`` key.
+    """
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        raise ValueError("key must be a typed key: jax.random.key(seed), not jax.random.PRNGKey")
+    return TrainState(
+        step=jnp.int32(0),
+        key=key,
+        params=params,
+        opt_state=optimizer.init(params),
+        frozen=frozen,
+        extra=extra,
+        skipped=jnp.int32(0),
+    )
+
+
+def updated(
+    optimizer: optax.GradientTransformation, gradient: PyTree, params: Params, opt_state: PyTree
+) -> tuple[Params, PyTree]:
+    """One optimiser step."""
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+
+def advance(
+    state: TrainState, metrics: Metrics, *, params: Params, opt_state: PyTree, extra: PyTree = ()
+) -> tuple[TrainState, Metrics]:
+    """The next state; if a metric is not finite, the old one with the step counted as skipped.
+
+    Args:
+        state: before the step.
+        metrics: the step's; ``skipped``, how many in a row were skipped, is added.
+        params: after the step.
+        opt_state: after the step.
+        extra: after the step.
+
+    Returns:
+        The state after the step and the metrics, as ``float32[]``.
+    """
+    finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
+    old = (state.params, state.opt_state, state.extra)
+    kept = jax.tree.map(
+        lambda after, before: jnp.where(finite, after, before), (params, opt_state, extra), old
+    )
+    skipped = jnp.where(finite, 0, state.skipped + 1)
+    state = state.replace(
+        step=state.step + 1, params=kept[0], opt_state=kept[1], extra=kept[2], skipped=skipped
+    )
+    metrics = metrics | {"skipped": skipped}
+    return state, {name: value.astype(jnp.float32) for name, value in metrics.items()}

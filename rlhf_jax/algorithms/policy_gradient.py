@@ -1,0 +1,312 @@
+"""Policy optimisation by policy gradient: step 3 of RLHF as one compiled function."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax import advantages as adv
+from rlhf_jax.algorithms.common import (
+    Term,
+    advance,
+    divided,
+    gradients,
+    new_state,
+    row_keys,
+    rows_mean,
+    updated,
+)
+from rlhf_jax.divergences import Coefficient, fixed_coefficient, kl_k1
+from rlhf_jax.losses import clipped_value, reinforce
+from rlhf_jax.sequences import (
+    Aggregation,
+    last_token,
+    log_probs_and_entropies,
+    token_log_probs,
+    token_mean,
+)
+from rlhf_jax.types import (
+    ActorCritic,
+    Algorithm,
+    GroupAdvantage,
+    Key,
+    LogitsFn,
+    Metrics,
+    Params,
+    PolicyLoss,
+    Prompts,
+    PyTree,
+    RewardFn,
+    SampleFn,
+    Sequences,
+    TokenAdvantage,
+    TrainState,
+    ValueFn,
+    ValueLoss,
+)
+
+__all__ = ["Frozen", "policy_gradient"]
+
+# (log_probs, ref_log_probs) -> divergence, all [B, T], such as divergences.kl_k1
+Penalty = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+# Sets the keys of the minibatches apart from those of the sequences, which count up from 0.
+_SHUFFLE = 2**31 - 1
+
+
+class Frozen(NamedTuple):
+    """What a policy is trained with and against.
+
+    Attributes:
+        reference: parameters of the reference policy.
+        reward: parameters of the reward function.
+    """
+
+    reference: Params
+    reward: Params
+
+
+class Experience(NamedTuple):
+    """What one round of sampling leaves for the updates; every field ``[B, T]``."""
+
+    tokens: jax.Array
+    mask: jax.Array
+    response_mask: jax.Array
+    old_log_probs: jax.Array
+    ref_log_probs: jax.Array
+    advantages: jax.Array
+    old_values: jax.Array
+    returns: jax.Array
+
+
+def policy_gradient(
+    logits_fn: LogitsFn,
+    sample_fn: SampleFn,
+    reward_fn: RewardFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    samples_per_prompt: int = 4,
+    advantage: GroupAdvantage | TokenAdvantage | None = None,
+    policy_loss: PolicyLoss = reinforce,
+    kl_coefficient: float | Coefficient = 0.05,
+    reward_penalty: Penalty | None = kl_k1,
+    loss_penalty: Penalty | None = None,
+    value_fn: ValueFn | None = None,
+    value_loss: ValueLoss = clipped_value,
+    value_weight: float = 0.5,
+    whiten: bool = False,
+    entropy_weight: float = 0.0,
+    aggregation: Aggregation = token_mean,
+    epochs: int = 1,
+    minibatches: int = 1,
+    temperature: float = 1.0,
+    axis_name: str | None = None,
+) -> Algorithm:
+    r"""Improves a policy against a reward: sample, score, estimate advantages, update.
+
+    .. math:: R(\theta) = E_{x \sim \pi_\theta}\left[\hat r_\phi(x)
+              - \beta \log \frac{\pi_\theta(x)}{\pi_{ref}(x)}\right]
+
+    One step is one pure function: ``K`` answers to each prompt are generated, scored and compared
+    with the reference, advantages are estimated, and ``epochs * minibatches`` updates made. RLOO is
+    ``leave_one_out`` with ``reinforce`` (the defaults). GRPO is ``group_normalised`` with
+    ``ppo_clip``, ``reward_penalty=None`` and ``loss_penalty=kl_k3``. PPO is ``value_fn`` (hence
+    ``gae``) with ``ppo_clip``, ``whiten=True`` and several epochs.
+
+    Args:
+        logits_fn: the policy, ``params -> logits``; of ``ActorCritic.policy`` if there is a critic.
+        sample_fn: the same policy generating, as from ``sampling.sampler``.
+        reward_fn: ``(frozen.reward, sequences) -> rewards[B]``.
+        optimizer: any optax transformation.
+        samples_per_prompt: ``K``.
+        advantage: without a critic ``(rewards[N, K]) -> [N, K]``, by default ``leave_one_out``;
+            with one ``(rewards, values, mask) -> [B, T]``, by default ``gae``.
+        policy_loss: ``(log_probs, old_log_probs, advantages, mask) -> [B, T]``.
+        kl_coefficient: beta, a number or a ``Coefficient``, in reward per nat.
+        reward_penalty: the divergence that beta times is taken off the reward, or ``None``.
+        loss_penalty: the divergence that beta times is added to the loss, or ``None``.
+        value_fn: the critic, of ``ActorCritic.critic``.
+        value_loss: ``(values, old_values, returns) -> [B, T]``.
+        value_weight: weight of the critic's loss.
+        whiten: whether advantages are shifted and scaled to mean 0 and deviation 1 over all tokens.
+        entropy_weight: weight of an entropy bonus.
+        aggregation: how token losses become one number.
+        epochs: how often each sample is learnt from.
+        minibatches: into how many updates an epoch is cut. The sequences are assigned to them at
+            random within blocks of that many neighbours, which is the same on any number of devices.
+        temperature: the one that ``sample_fn`` samples with.
+        axis_name: the pmapped axis, for ``parallel.pmap_step``.
+
+    Returns:
+        An ``Algorithm``. ``init(params, key, reward=(), reference=None)``: the reference is by
+        default a copy of the policy. The batch is ``Prompts`` (rows without any token are padding).
+        Metrics: ``reward`` (mean), ``kl`` (nats a sequence), ``kl_coefficient``, ``entropy`` (nats a
+        token, estimated from the samples), ``length`` (tokens), ``loss``, ``update_kl`` (how far the
+        updates moved the policy, nats a token), ``grad_norm``.
+
+    Raises:
+        ValueError: if a setting is impossible, or the batch cannot be cut as asked.
+
+    Reference: Ahmadian et al. 2024 (RLOO), https://arxiv.org/abs/2402.14740; Shao et al. 2024
+    (GRPO), https://arxiv.org/abs/2402.03300; Schulman et al. 2017 (PPO),
+    https://arxiv.org/abs/1707.06347; the penalty in the reward, Ziegler et al. 2019,
+    https://arxiv.org/abs/1909.08593
+    """
+    for name, number in (
+        ("samples_per_prompt", samples_per_prompt),
+        ("epochs", epochs),
+        ("minibatches", minibatches),
+    ):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, not {temperature}: a greedy policy has no gradient")
+    if advantage is None:
+        advantage = adv.leave_one_out if value_fn is None else adv.gae
+    if not isinstance(kl_coefficient, Coefficient):
+        kl_coefficient = fixed_coefficient(kl_coefficient)
+
+    def policy_of(params: Params) -> Params:
+        return params if value_fn is None else params.policy
+
+    def init(
+        params: Params, key: Key, reward: Params = (), reference: Params | None = None
+    ) -> TrainState:
+        if value_fn is not None and not isinstance(params, ActorCritic):
+            raise ValueError("with a critic, params must be ActorCritic(policy, critic)")
+        reference = policy_of(params) if reference is None else reference
+        frozen = Frozen(reference, reward)
+        return new_state(params, optimizer, key, frozen=frozen, extra=kl_coefficient.init())
+
+    def explore(state: TrainState, prompts: Prompts) -> tuple[Experience, Metrics]:
+        """Samples, scores and estimates advantages."""
+        key = jax.random.fold_in(state.key, state.step)
+        answered = jax.tree.map(lambda x: jnp.repeat(x, samples_per_prompt, axis=0), prompts)
+        keys = row_keys(key, answered.tokens.shape[0], axis_name)
+        policy = policy_of(state.params)
+        sequences: Sequences = sample_fn(policy, answered, keys)
+        valid = jnp.any(answered.mask, axis=-1)
+        mask = sequences.response_mask & valid[:, None]
+        sequences = sequences.replace(response_mask=mask)
+        old_log_probs = jnp.where(mask, sequences.log_probs, 0)
+        tokens = sequences.tokens
+
+        rewards = reward_fn(state.frozen.reward, sequences).astype(jnp.float32)
+        if rewards.shape != valid.shape:
+            raise ValueError(
+                f"reward_fn must return one reward a sequence, {valid.shape}, not {rewards.shape}"
+            )
+        logits = logits_fn(state.frozen.reference, tokens, sequences.mask)
+        ref_log_probs = token_log_probs(logits, tokens, temperature=temperature)
+        ref_log_probs = jnp.where(mask, ref_log_probs, 0)
+        penalty = jnp.zeros_like(old_log_probs)
+        if reward_penalty is not None:
+            penalty = jnp.where(mask, reward_penalty(old_log_probs, ref_log_probs), 0) * state.extra
+
+        if value_fn is None:
+            values = returns = jnp.zeros_like(old_log_probs)
+            totals = (rewards - jnp.sum(penalty, axis=-1)).reshape(-1, samples_per_prompt)
+            estimates = advantage(totals).reshape(-1, 1) * jnp.ones_like(old_log_probs)
+        else:
+            values = value_fn(state.params.critic, tokens, sequences.mask)
+            dense = jnp.where(last_token(mask), rewards[:, None], 0) - penalty
+            estimates = advantage(dense, values, mask)
+            returns = estimates + values
+        if whiten:
+            estimates = adv.whiten(estimates, mask, axis_name=axis_name)
+
+        kl = jnp.sum(kl_k1(old_log_probs, ref_log_probs), axis=-1)
+        means = {
+            "reward": rows_mean(rewards, valid),
+            "kl": rows_mean(kl, valid),
+            "length": rows_mean(jnp.sum(mask, axis=-1).astype(jnp.float32), valid),
+            "entropy": token_mean(-old_log_probs, mask),
+        }
+        metrics = divided(means, axis_name) | {"kl_coefficient": state.extra}
+        experience = Experience(
+            tokens=tokens,
+            mask=sequences.mask,
+            response_mask=mask,
+            old_log_probs=old_log_probs,
+            ref_log_probs=ref_log_probs,
+            advantages=jnp.where(mask, estimates, 0),
+            old_values=values,
+            returns=returns,
+        )
+        return experience, metrics
+
+    def update(carry: tuple[Params, PyTree], batch: Experience, coefficient: jax.Array):
+        """One optimiser step on one minibatch."""
+        params, opt_state = carry
+
+        def objective(params):
+            logits = logits_fn(policy_of(params), batch.tokens, batch.mask)
+            if entropy_weight:
+                log_probs, entropies = log_probs_and_entropies(
+                    logits, batch.tokens, temperature=temperature
+                )
+            else:
+                log_probs = token_log_probs(logits, batch.tokens, temperature=temperature)
+            mask = batch.response_mask
+            log_probs = jnp.where(mask, log_probs, 0)
+            losses = policy_loss(log_probs, batch.old_log_probs, batch.advantages, mask)
+            terms = {"policy": Term(1.0, aggregation(losses, mask))}
+            if loss_penalty is not None:
+                divergence = loss_penalty(log_probs, batch.ref_log_probs)
+                terms["penalty"] = Term(coefficient, aggregation(divergence, mask))
+            if entropy_weight:
+                terms["entropy"] = Term(-entropy_weight, aggregation(entropies, mask))
+            if value_fn is not None:
+                values = value_fn(params.critic, batch.tokens, batch.mask)
+                losses = value_loss(values, batch.old_values, batch.returns)
+                terms["value"] = Term(value_weight, token_mean(losses, mask))
+            moved = jax.lax.stop_gradient(log_probs - batch.old_log_probs)
+            return terms, {"update_kl": token_mean(jnp.expm1(moved) - moved, mask)}
+
+        gradient, metrics = gradients(objective, params, axis_name)
+        return updated(optimizer, gradient, params, opt_state), metrics
+
+    def step(state: TrainState, batch: Prompts) -> tuple[TrainState, Metrics]:
+        rows = batch.tokens.shape[0] * samples_per_prompt
+        if rows % minibatches:
+            raise ValueError(
+                f"{rows} sequences ({batch.tokens.shape[0]} prompts a device, {samples_per_prompt} "
+                f"samples each) cannot be cut into {minibatches} minibatches"
+            )
+        experience, metrics = explore(state, batch)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
+
+        def epoch(carry, index):
+            cut = _cut(experience, jax.random.fold_in(key, index), minibatches, axis_name)
+            return jax.lax.scan(lambda c, b: update(c, b, state.extra), carry, cut)
+
+        carry = (state.params, state.opt_state)
+        (params, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
+        metrics |= jax.tree.map(jnp.mean, history)
+        coefficient = kl_coefficient.update(state.extra, metrics["kl"])
+        return advance(state, metrics, params=params, opt_state=opt_state, extra=coefficient)
+
+    return Algorithm(init, step)
+
+
+def _cut(experience: Experience, key: Key, minibatches: int, axis_name: str | None) -> Experience:
+    """``[B, ...]`` to ``[minibatches, B / minibatches, ...]``.
+
+    Each block of ``minibatches`` neighbouring rows gives one row to every minibatch, at random. So
+    a minibatch takes as much from every device's share as from any other's, and without traffic.
+    """
+    if minibatches == 1:
+        return jax.tree.map(lambda x: x[None], experience)
+    blocks = experience.tokens.shape[0] // minibatches
+    keys = row_keys(key, blocks, axis_name)
+    order = jax.vmap(lambda k: jax.random.permutation(k, minibatches))(keys)
+
+    def cut(x):
+        x = x.reshape(blocks, minibatches, *x.shape[1:])
+        x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
+        return jnp.moveaxis(x, 1, 0)
+
+    return jax.tree.map(cut, experience)

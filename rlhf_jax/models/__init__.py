@@ -1,0 +1,24 @@
+"""Models: flax modules, handed on as pure functions of their parameters."""
+
+from rlhf_jax.models.heads import ScoreModel, ValueModel, score_model, value_model
+from rlhf_jax.models.nnx import from_nnx
+from rlhf_jax.models.transformer import (
+    KVCache,
+    LanguageModel,
+    Transformer,
+    TransformerConfig,
+    language_model,
+)
+
+__all__ = [
+    "KVCache",
+    "LanguageModel",
+    "ScoreModel",
+    "Transformer",
+    "TransformerConfig",
+    "ValueModel",
+    "from_nnx",
+    "language_model",
+    "score_model",
+    "value_model",
+]
