@@ -1,0 +1,50 @@
+"""rlhf_jax: reinforcement learning from human feedback as pure functions in JAX.
+
+After Casper et al. 2023, *Open Problems and Fundamental Limitations of RLHF*,
+https://arxiv.org/abs/2307.15217. Human feedback, reward fitting and policy optimisation are
+functions passed by keyword; everything that changes is an explicit pytree.
+"""
+
+from rlhf_jax import (
+    advantages,
+    algorithms,
+    assets,
+    callbacks,
+    checkpoint,
+    data,
+    divergences,
+    humans,
+    implicit_rewards,
+    losses,
+    measures,
+    models,
+    parallel,
+    runs,
+    sampling,
+    sequences,
+    training,
+    types,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "advantages",
+    "algorithms",
+    "assets",
+    "callbacks",
+    "checkpoint",
+    "data",
+    "divergences",
+    "humans",
+    "implicit_rewards",
+    "losses",
+    "measures",
+    "models",
+    "parallel",
+    "runs",
+    "sampling",
+    "sequences",
+    "training",
+    "types",
+]

@@ -1,0 +1,80 @@
+"""Batches by number: which rows are in batch ``step`` depends on the seed and ``step`` alone."""
+
+import functools
+import operator
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from rlhf_jax.types import Batch, PyTree
+
+__all__ = ["Batches", "epochs"]
+
+# step -> batch. It has no state: to resume at a step is to ask for that step.
+Batches = Callable[[int], Batch]
+
+
+def epochs(arrays: PyTree, batch_size: int, *, seed: int) -> Batches:
+    """Endless shuffled batches, addressed by number.
+
+    Batch ``step`` is rows ``step * batch_size`` to ``(step + 1) * batch_size - 1`` of an endless
+    run of epochs, each a permutation of all rows that depends on ``(seed, epoch)`` alone. A batch
+    may straddle two epochs (and then hold a row twice), so no row is left out of an epoch and all
+    batches have one shape.
+
+    Args:
+        arrays: a pytree of arrays with one leading axis in common, such as ``Sequences`` or
+            ``Preferences``; they are kept as NumPy arrays on the host.
+        batch_size: rows in a batch.
+        seed: a non-negative whole number.
+
+    Returns:
+        A pure function ``step -> batch``, a pytree like ``arrays`` of NumPy arrays. Its rows do not
+        change with the version of NumPy.
+
+    Raises:
+        ValueError: there are no arrays or rows, the arrays' lengths differ, or ``batch_size`` is
+            not between 1 and the number of rows. The function returned raises it for a negative
+            step.
+
+    >>> batches = epochs({"x": np.arange(5)}, 2, seed=0)
+    >>> sorted(np.concatenate([batches(step)["x"] for step in range(5)]).tolist())
+    [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    >>> bool((batches(3)["x"] == epochs({"x": np.arange(5)}, 2, seed=0)(3)["x"]).all())
+    True
+    """
+    arrays = jax.tree.map(np.asarray, arrays)
+    shapes = {
+        jax.tree_util.keystr(path) or "the array": leaf.shape
+        for path, leaf in jax.tree_util.tree_leaves_with_path(arrays)
+    }
+    if not shapes or any(not shape for shape in shapes.values()):
+        raise ValueError(f"every array needs a leading axis of rows; the shapes are {shapes}")
+    if len({shape[0] for shape in shapes.values()}) != 1:
+        raise ValueError(f"the arrays differ in their number of rows; the shapes are {shapes}")
+    rows = next(iter(shapes.values()))[0]
+    batch_size, seed = operator.index(batch_size), operator.index(seed)
+    if not 1 <= batch_size <= rows:
+        raise ValueError(f"batch_size must be from 1 to the number of rows, {rows}: {batch_size}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative: {seed}")
+
+    # A memo and not a state: it saves sorting again at every step.
+    @functools.lru_cache(maxsize=2)
+    def permutation(epoch: int) -> np.ndarray:
+        # Sorting raw bits: NumPy promises these for ever, and Generator.permutation's order not.
+        bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(rows)
+        return np.argsort(bits, kind="stable")
+
+    def batch(step: int) -> Batch:
+        step = operator.index(step)
+        if step < 0:
+            raise ValueError(f"step must not be negative: {step}")
+        epoch, offset = divmod(step * batch_size, rows)
+        index = permutation(epoch)[offset : offset + batch_size]
+        if len(index) < batch_size:
+            index = np.concatenate([index, permutation(epoch + 1)[: batch_size - len(index)]])
+        return jax.tree.map(lambda leaf: leaf[index], arrays)
+
+    return batch
