@@ -54,7 +54,9 @@ def test_an_upward_import_is_found():
 
 def test_flax_modules_live_in_models_alone():
     for path in PACKAGE.rglob("*.py"):
-        modules = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)]
+        modules = [
+            n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom)
+        ]
         linen = [n for n in modules if n.module == "flax" and {a.name for a in n.names} & {"nnx"}]
         assert not linen or room(path) == "models", path
         assert "flax.linen" not in path.read_text() or room(path) == "models", path

@@ -89,7 +89,7 @@ def gradients(
     metrics = loss | divided(further, axis_name)
     if len(means) > 1:
         metrics |= divided({f"{name}_loss": mean for name, mean in means.items()}, axis_name)
-    return gradient, metrics | {"grad_norm": optax.global_norm(gradient)}
+    return gradient, metrics | {"grad_norm": optax.tree.norm(gradient)}
 
 
 def row_keys(key: Key, rows: int, axis_name: str | None) -> Key:

@@ -163,7 +163,9 @@ def policy_gradient(
         if number < 1:
             raise ValueError(f"{name} must be at least 1, not {number}")
     if temperature <= 0:
-        raise ValueError(f"temperature must be positive, not {temperature}: a greedy policy has no gradient")
+        raise ValueError(
+            f"temperature must be positive, not {temperature}: a greedy policy has no gradient"
+        )
     if advantage is None:
         advantage = adv.leave_one_out if value_fn is None else adv.gae
     if not isinstance(kl_coefficient, Coefficient):

@@ -4,7 +4,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, row_keys, rows_mean, updated
+from rlhf_jax.algorithms.common import (
+    Term,
+    advance,
+    gradients,
+    new_state,
+    row_keys,
+    rows_mean,
+    updated,
+)
 from rlhf_jax.losses import bradley_terry
 from rlhf_jax.types import (
     Algorithm,
@@ -58,7 +66,9 @@ def reward_model(
         return new_state(params, optimizer, key)
 
     def step(state: TrainState, batch: Preferences) -> tuple[TrainState, Metrics]:
-        sequences = jax.tree.map(lambda *sides: jnp.concatenate(sides), batch.chosen, batch.rejected)
+        sequences = jax.tree.map(
+            lambda *sides: jnp.concatenate(sides), batch.chosen, batch.rejected
+        )
         valid = jnp.any(batch.chosen.response_mask, axis=-1)
         mask = sequences.mask
         if token_dropout:

@@ -53,7 +53,7 @@ class _ScalarTransformer(nn.Module):
 
 def _init(module: nn.Module) -> Callable[[Key], Params]:
     tokens, mask = jnp.zeros([1, 2], jnp.int32), jnp.ones([1, 2], bool)
-    return lambda key: module.init(key, tokens, mask)["params"]
+    return jax.jit(lambda key: module.init(key, tokens, mask)["params"])
 
 
 def score_model(config: TransformerConfig) -> ScoreModel:

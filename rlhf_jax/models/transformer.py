@@ -267,6 +267,7 @@ def language_model(config: TransformerConfig) -> LanguageModel:
     """
     module = Transformer(config)
 
+    @jax.jit  # Op by op, the initialisation of a deep model takes many times as long.
     def init(key: Key) -> Params:
         return module.init(key, jnp.zeros([1, 2], jnp.int32), jnp.ones([1, 2], bool))["params"]
 

@@ -1,0 +1,99 @@
+"""Every algorithm in its main compositions, on the toys, with batches of unequal masks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import optax
+import toys
+
+from rlhf_jax import advantages, algorithms, divergences, implicit_rewards, losses, sequences
+from rlhf_jax.types import ActorCritic, Algorithm, Batch, TrainState
+
+
+class Case(NamedTuple):
+    build: Callable[..., Algorithm]  # axis_name -> Algorithm
+    init: Callable[[Algorithm], TrainState]
+    batch: Callable[[int], Batch]  # seed -> batch
+
+
+def _direct(**settings):
+    def build(axis_name=None):
+        optimizer = optax.sgd(0.3)
+        return algorithms.direct(toys.bigram_logits, optimizer, axis_name=axis_name, **settings)
+
+    def init(algorithm):
+        state = algorithm.init(toys.bigram_params(), jax.random.key(7))
+        if settings.get("reference_free"):
+            return state
+        return algorithm.init(toys.bigram_params(), jax.random.key(7), toys.bigram_params(1))
+
+    return Case(build, init, lambda seed: toys.preferences(8, seed, empty=(1, 6)))
+
+
+def _policy(critic=False, **settings):
+    def build(axis_name=None):
+        if critic:
+            settings["value_fn"] = toys.bag_values
+        return algorithms.policy_gradient(
+            toys.bigram_logits,
+            toys.sample_fn(),
+            toys.bag_reward,
+            optax.sgd(0.3),
+            axis_name=axis_name,
+            **settings,
+        )
+
+    def init(algorithm):
+        params = toys.bigram_params()
+        params = ActorCritic(params, toys.bag_params(4)) if critic else params
+        reference = toys.bigram_params(1)
+        return algorithm.init(params, jax.random.key(7), toys.bag_params(2), reference)
+
+    return Case(build, init, lambda seed: toys.prompts(8, seed=seed, empty=(2, 3)))
+
+
+CASES = {
+    "supervised": Case(
+        lambda axis_name=None: algorithms.supervised(
+            toys.bigram_logits, optax.sgd(0.3), axis_name=axis_name
+        ),
+        lambda algorithm: algorithm.init(toys.bigram_params(), jax.random.key(7)),
+        lambda seed: toys.sequences(8, seed=seed, empty=(3,)),
+    ),
+    "reward_model": Case(
+        lambda axis_name=None: algorithms.reward_model(
+            toys.bag_scores, optax.sgd(0.3), token_dropout=0.2, axis_name=axis_name
+        ),
+        lambda algorithm: algorithm.init(toys.bag_params(), jax.random.key(7)),
+        lambda seed: toys.preferences(8, seed, empty=(1, 6)),
+    ),
+    "dpo": _direct(),
+    "ipo": _direct(beta=1.0, loss=partial(losses.squared, tau=0.3)),
+    "slic": _direct(
+        implicit_reward=implicit_rewards.log_prob,
+        loss=losses.hinge,
+        supervised_weight=0.5,
+        reference_free=True,
+    ),
+    "rloo": _policy(),
+    "grpo": _policy(
+        advantage=advantages.group_normalised,
+        policy_loss=losses.ppo_clip,
+        reward_penalty=None,
+        loss_penalty=divergences.kl_k3,
+        aggregation=sequences.sequence_mean,
+        epochs=2,
+        minibatches=4,
+    ),
+    "ppo": _policy(
+        critic=True,
+        policy_loss=losses.ppo_clip,
+        kl_coefficient=divergences.adaptive_coefficient(0.1, target=2.0),
+        whiten=True,
+        entropy_weight=0.01,
+        epochs=2,
+        minibatches=2,
+    ),
+}

@@ -1,0 +1,238 @@
+"""The transformer against a plain NumPy one, and what padding, caches and options may not change."""
+
+import dataclasses
+import functools
+
+import chex
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from rlhf_jax import models
+from rlhf_jax.models import TransformerConfig
+
+CONFIG = TransformerConfig(
+    vocab_size=31,
+    hidden_size=16,
+    intermediate_size=24,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=6,
+    max_length=32,
+    rope_theta=100.0,
+)
+TOKENS = np.array([[3, 1, 4, 1, 5, 9], [2, 7, 1, 8, 2, 8]], np.int32)
+ALL = np.ones_like(TOKENS, bool)
+
+
+@functools.cache
+def language_model(config):
+    """The model, its parameters, and its compiled logits."""
+    model = models.language_model(config)
+    return model, shaken(model), jax.jit(model.logits_fn)
+
+
+def shaken(model):
+    """Parameters large enough for every part to matter, norms' scales included."""
+    params = model.init(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return jax.tree.unflatten(
+        tree, [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def numpy_logits(params, tokens, config):
+    """One sequence, one position, one head at a time: the architecture as its papers write it."""
+    params = jax.tree.map(np.float64, params)
+    width, group = config.head_dim, config.num_heads // config.num_kv_heads
+
+    def norm(x, scale):
+        return x / np.sqrt(np.mean(x**2) + config.norm_epsilon) * scale
+
+    def rotate(x, position):
+        half = width // 2
+        out = np.empty(width)
+        for i in range(half):
+            angle = position * config.rope_theta ** (-2 * i / width)
+            out[i] = x[i] * np.cos(angle) - x[i + half] * np.sin(angle)
+            out[i + half] = x[i + half] * np.cos(angle) + x[i] * np.sin(angle)
+        return out
+
+    xs = [params["embed"]["embedding"][token] for token in tokens]
+    for layer in range(config.num_layers):
+        p = jax.tree.map(lambda x, layer=layer: x[layer], params["layers"])
+        hs = [norm(x, p["attention_norm"]["scale"]) for x in xs]
+        split = {
+            name: [(h @ p[name]["kernel"]).reshape(-1, width) for h in hs]
+            for name in ("query", "key", "value")
+        }
+        for t in range(len(xs)):
+            out = []
+            for head in range(config.num_heads):
+                query = rotate(split["query"][t][head], t)
+                scores = np.array(
+                    [
+                        query @ rotate(split["key"][s][head // group], s) / np.sqrt(width)
+                        for s in range(t + 1)
+                    ]
+                )
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                out.append(sum(w * split["value"][s][head // group] for s, w in enumerate(weights)))
+            xs[t] = xs[t] + np.concatenate(out) @ p["attention_out"]["kernel"]
+        for t, x in enumerate(xs):
+            h = norm(x, p["mlp_norm"]["scale"])
+            gate = h @ p["gate"]["kernel"]
+            mlp = gate / (1 + np.exp(-gate)) * (h @ p["up"]["kernel"])
+            xs[t] = x + mlp @ p["down"]["kernel"]
+    unembed = params["embed"]["embedding"].T if config.tie_embeddings else params["unembed"]
+    return np.stack([norm(x, params["final_norm"]["scale"]) @ unembed for x in xs])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_transformer_equals_a_plain_numpy_one(tied):
+    config = dataclasses.replace(CONFIG, tie_embeddings=tied)
+    _, params, logits_fn = language_model(config)
+    assert ("unembed" in params) is not tied
+    logits = logits_fn(params, TOKENS, ALL)
+    for row in range(2):
+        np.testing.assert_allclose(
+            logits[row], numpy_logits(params, TOKENS[row], config), atol=1e-4, rtol=1e-4
+        )
+
+
+def test_factored_logits_multiply_out_to_the_logits():
+    model, params, logits_fn = language_model(CONFIG)
+    factored = jax.jit(model.factored_logits_fn)(params, TOKENS, ALL)
+    np.testing.assert_allclose(
+        factored.hidden @ factored.unembedding, logits_fn(params, TOKENS, ALL), atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_padding_on_either_side_changes_nothing(left):
+    _, params, logits_fn = language_model(CONFIG)
+    pad = ((0, 0), (3, 0) if left else (0, 3))
+    tokens, mask = np.pad(TOKENS, pad, constant_values=13), np.pad(ALL, pad)
+    padded = logits_fn(params, tokens, mask)
+    kept = padded[:, 3:] if left else padded[:, :-3]
+    np.testing.assert_allclose(kept, logits_fn(params, TOKENS, ALL), atol=1e-4)
+    assert np.isfinite(padded).all()
+
+
+def test_the_future_does_not_matter():
+    _, params, logits_fn = language_model(CONFIG)
+    other = TOKENS.copy()
+    other[:, 4:] = 0
+    a, b = (logits_fn(params, tokens, ALL)[:, :4] for tokens in (TOKENS, other))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_reading_through_the_cache_in_pieces_equals_reading_at_once():
+    model, params, logits_fn = language_model(CONFIG)
+    mask = ALL.copy()
+    mask[0, :2] = False  # padding on the left
+    whole = logits_fn(params, TOKENS, mask)
+    cache, read = model.decoder.init_cache(2, 8), jax.jit(model.decoder.apply)
+    for start, end in ((0, 3), (3, 4), (4, 6)):
+        piece = slice(start, end)
+        logits, cache = read(params, TOKENS[:, piece], mask[:, piece], cache)
+        np.testing.assert_allclose(logits, whole[:, end - 1], atol=1e-4)
+    assert cache.length == 6
+
+
+def test_rematerialisation_changes_no_gradient():
+    def gradient(remat):
+        model = models.language_model(dataclasses.replace(CONFIG, remat=remat))
+        params = shaken(model)
+        return jax.grad(lambda p: jnp.square(model.logits_fn(p, TOKENS, ALL)).mean())(params)
+
+    chex.assert_trees_all_close(gradient(False), gradient(True), atol=1e-4, rtol=1e-4)
+
+
+def test_dtype_policy():
+    config = dataclasses.replace(
+        CONFIG, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, logits_dtype=jnp.float32
+    )
+    model = models.language_model(config)
+    params = model.init(jax.random.key(0))
+    assert {x.dtype for x in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    for logits_fn, dtype in ((model.logits_fn, "float32"), (model.factored_logits_fn, "bfloat16")):
+        shape = jax.eval_shape(logits_fn, params, TOKENS, ALL)
+        assert jax.tree.leaves(shape)[0].dtype == dtype
+    assert model.decoder.init_cache(1, 4).keys.dtype == jnp.bfloat16
+
+
+def test_score_is_read_at_the_last_real_token():
+    model = models.score_model(CONFIG)
+    params = shaken(model)
+    score_fn = jax.jit(model.score_fn)
+    short = score_fn(params, TOKENS[:, :4], ALL[:, :4])
+    padded = score_fn(params, TOKENS, np.arange(6) < 4 * np.ones([2, 1]))
+    np.testing.assert_allclose(short, padded, atol=1e-5)
+    assert np.abs(short - score_fn(params, TOKENS, ALL)).max() > 1e-3
+    nothing = score_fn(params, TOKENS, np.zeros_like(ALL))
+    np.testing.assert_array_equal(nothing, [0, 0])
+
+
+def test_a_language_model_fits_as_the_trunk_of_a_score_model():
+    trunk = models.language_model(CONFIG).init(jax.random.key(0))
+    params = models.score_model(CONFIG).init(jax.random.key(0))
+    chex.assert_trees_all_equal_shapes(trunk, params["trunk"])
+
+
+def test_a_value_does_not_see_the_token_it_stands_before():
+    model = models.value_model(CONFIG)
+    params = shaken(model)
+    value_fn = jax.jit(model.value_fn)
+    values = value_fn(params, TOKENS, ALL)
+    other = TOKENS.copy()
+    other[:, 3] = 0
+    changed = np.abs(value_fn(params, other, ALL) - values).max(axis=0) > 1e-6
+    np.testing.assert_array_equal(changed, [0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(values[:, 0], [0, 0])
+
+
+def test_nnx_adapter_makes_a_pure_logits_fn():
+    class Bigram(nnx.Module):
+        def __init__(self, rngs):
+            self.embed = nnx.Embed(11, 4, rngs=rngs)
+            self.out = nnx.Linear(4, 11, rngs=rngs)
+
+        def __call__(self, tokens, mask):
+            return self.out(self.embed(tokens))
+
+    module = Bigram(nnx.Rngs(0))
+    logits_fn, params = models.from_nnx(module)
+    tokens = jnp.array([[1, 2, 3]])
+    np.testing.assert_allclose(
+        jax.jit(logits_fn)(params, tokens, None), module(tokens, None), atol=1e-6
+    )
+    gradient = jax.grad(lambda p: logits_fn(p, tokens, None).sum())(params)
+    chex.assert_trees_all_equal_shapes(gradient, params)
+
+
+def test_impossible_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"num_kv_heads \(3\) must divide num_heads \(4\)"):
+        dataclasses.replace(CONFIG, num_kv_heads=3)
+    with pytest.raises(ValueError, match="must be even"):
+        dataclasses.replace(CONFIG, head_dim=5)
+    with pytest.raises(ValueError, match="must divide hidden_size"):
+        TransformerConfig(vocab_size=4, hidden_size=10, num_heads=4)
+    model = models.language_model(dataclasses.replace(CONFIG, max_length=4))
+    with pytest.raises(ValueError, match="6 tokens, but the model reads at most 4"):
+        model.logits_fn(model.init(jax.random.key(0)), TOKENS, ALL)
+
+
+def test_linen_apply_is_a_pure_function_of_params():
+    module = models.Transformer(CONFIG)
+    assert isinstance(module, nn.Module)
+    _, params, _ = language_model(CONFIG)
+    hidden, (keys, _) = module.apply({"params": params}, TOKENS, ALL)
+    assert hidden.shape == (2, 6, 16)
+    assert keys.shape == (3, 2, 6, 2, 6)
