@@ -34,7 +34,7 @@ def gae(
         gae_lambda: lambda; 1 gives the return minus the value, 0 the one-step error.
 
     Returns:
-        ``float[B, T]``, 0 where the mask is false. ``advantages + values`` are the critic's targets.
+        ``float[B, T]``, 0 where the mask is false; plus ``values``, they are the critic's targets.
 
     Raises:
         ValueError: if the shapes differ or are not of rank 2.

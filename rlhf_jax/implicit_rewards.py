@@ -59,8 +59,8 @@ def mean_log_ratio(log_probs: jax.Array, ref_log_probs: jax.Array, mask: jax.Arr
     Raises:
         ValueError: if the shapes differ or are not of rank 2.
 
-    >>> mask = jnp.array([[False, True, True]])
-    >>> mean_log_ratio(jnp.array([[0.0, -1.0, -2.0]]), jnp.array([[0.0, -1.5, -3.0]]), mask).tolist()
+    >>> log_probs, ref_log_probs = jnp.array([[0.0, -1.0, -2.0]]), jnp.array([[0.0, -1.5, -3.0]])
+    >>> mean_log_ratio(log_probs, ref_log_probs, jnp.array([[False, True, True]])).tolist()
     [0.75]
     """
     _check(log_probs, ref_log_probs, mask)

@@ -173,7 +173,7 @@ def test_reward_model_recovers_bradley_terry_strengths():
     batch = toys.Preferences(side(chosen), side(rejected))
     step = jax.jit(algorithm.step)
     for _ in range(200):
-        state, metrics = step(state, batch)
+        state, _ = step(state, batch)
     weights = np.asarray(state.params["weights"])
     np.testing.assert_allclose(weights - weights.mean(), truth, atol=0.1)
 
@@ -316,7 +316,7 @@ def test_impossible_settings_are_refused():
         build(temperature=0.0)
     algorithm = build(minibatches=3)
     state = algorithm.init(toys.bigram_params(), jax.random.key(0), toys.bag_params())
-    with pytest.raises(ValueError, match="32 sequences .* cannot be cut into 3 minibatches"):
+    with pytest.raises(ValueError, match=r"32 sequences .* cannot be cut into 3 minibatches"):
         algorithm.step(state, toys.prompts(8))
     with pytest.raises(ValueError, match=r"ActorCritic\(policy, critic\)"):
         build(value_fn=toys.bag_values).init(toys.bigram_params(), jax.random.key(0))

@@ -1,4 +1,4 @@
-"""The transformer against a plain NumPy one, and what padding, caches and options may not change."""
+"""The transformer against a plain NumPy one; what padding, caches and options may not change."""
 
 import dataclasses
 import functools

@@ -49,7 +49,7 @@ def test_special_tokens_have_fixed_numbers_and_rare_words_are_unknown():
         "b",
     ]
     assert (PAD, BOS, EOS, UNK) == (0, 1, 2, 3)
-    tokens, mask = encode(tokenizer, ["a c"], length=5)
+    tokens, _ = encode(tokenizer, ["a c"], length=5)
     assert tokens.tolist() == [[BOS, 4, UNK, EOS, PAD]]
     assert decode(tokenizer, tokens[0]) == "a <unk>"
 

@@ -136,16 +136,16 @@ def policy_gradient(
         aggregation: how token losses become one number.
         epochs: how often each sample is learnt from.
         minibatches: into how many updates an epoch is cut. The sequences are assigned to them at
-            random within blocks of that many neighbours, which is the same on any number of devices.
+            random within blocks of that many neighbours, the same on any number of devices.
         temperature: the one that ``sample_fn`` samples with.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
         An ``Algorithm``. ``init(params, key, reward=(), reference=None)``: the reference is by
-        default a copy of the policy. The batch is ``Prompts`` (rows without any token are padding).
-        Metrics: ``reward`` (mean), ``kl`` (nats a sequence), ``kl_coefficient``, ``entropy`` (nats a
-        token, estimated from the samples), ``length`` (tokens), ``loss``, ``update_kl`` (how far the
-        updates moved the policy, nats a token), ``grad_norm``.
+        default a copy of the policy. The batch is ``Prompts`` (rows without any token are
+        padding). Metrics: ``reward`` (mean), ``kl`` (nats a sequence), ``kl_coefficient``,
+        ``entropy`` (nats a token, estimated from the samples), ``length`` (tokens), ``loss``,
+        ``update_kl`` (how far the updates moved the policy, nats a token), ``grad_norm``.
 
     Raises:
         ValueError: if a setting is impossible, or the batch cannot be cut as asked.

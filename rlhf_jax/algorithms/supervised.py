@@ -23,7 +23,7 @@ def supervised(
 ) -> Algorithm:
     r"""Maximum likelihood of the responses (of all tokens, where all are marked as response).
 
-    .. math:: L(\theta) = -\frac{1}{\sum m} \sum_{b,t} m_{b,t} \log \pi_\theta(x_{b,t} \mid x_{b,<t})
+    .. math:: L(\theta) = -\frac{1}{\sum m} \sum_{b,t} m_{b,t} \log \pi_\theta(x_{b,t} | x_{b,<t})
 
     Args:
         logits_fn: the model.
@@ -33,7 +33,8 @@ def supervised(
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
-        An ``Algorithm`` whose batch is ``Sequences``; metrics ``loss`` (nats a token), ``grad_norm``.
+        An ``Algorithm`` whose batch is ``Sequences``; metrics ``loss`` (nats a token) and
+        ``grad_norm``.
     """
 
     def init(params: Params, key: Key) -> TrainState:

@@ -100,7 +100,7 @@ class KVCache:
 
 
 def _rotate(x: jax.Array, token_positions: jax.Array, theta: float) -> jax.Array:
-    """Rotates pairs (i, i + head_dim / 2) of ``x[B, S, H, D]`` by angles position * theta^(-2i/D)."""
+    """Rotates pairs (i, i + D/2) of ``x[B, S, H, D]`` by angles position * theta^(-2i/D)."""
     half = x.shape[-1] // 2
     frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
     angles = token_positions[..., None].astype(jnp.float32) * frequencies
