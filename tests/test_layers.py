@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
     {"types"},
-    {"sequences", "assets"},
+    {"sequences", "assets", "configuration"},
     {"losses", "implicit_rewards", "advantages", "divergences", "measures"},
     {"humans", "models", "sampling", "algorithms"},
     {"data", "parallel", "checkpoint", "training", "callbacks"},

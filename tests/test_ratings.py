@@ -131,7 +131,7 @@ def test_what_is_missing_is_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"looked for .*vaderSentiment-3\.3\.2\.tar\.gz"):
         load_ratings(tmp_path / "empty")
     (folder / "tweets_anonDataRatings.txt").unlink()
-    with pytest.raises(FileNotFoundError, match="tweets_anonDataRatings.txt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"tweets_anonDataRatings\.txt is missing"):
         load_ratings(folder)
 
 
@@ -160,7 +160,7 @@ def test_other_data_are_refused(folder, monkeypatch):
         load_ratings(folder)
     monkeypatch.undo()
     with pytest.raises(
-        ValueError, match="amazon has 3 items with 6 ratings; .* are 3708 with 74160"
+        ValueError, match=r"amazon has 3 items with 6 ratings; .* are 3708 with 74160"
     ):
         load_ratings(folder)
 
