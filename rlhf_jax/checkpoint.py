@@ -33,6 +33,7 @@ from rlhf_jax.types import Callback, PyTree, TrainState
 __all__ = [
     "CheckpointError",
     "checkpoints",
+    "digest",
     "restore",
     "save",
     "template",
@@ -363,6 +364,22 @@ def _data(leaf: PyTree) -> jax.Array | np.ndarray:
     if _is_key(leaf):
         return jax.random.key_data(leaf)
     return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def digest(tree: PyTree) -> str:
+    """SHA-256 of the bytes of all arrays of a tree, in its order: equal if and only if they are.
+
+    Args:
+        tree: arrays, typed keys included.
+
+    Returns:
+        64 hexadecimal digits.
+
+    >>> digest({"a": jnp.zeros(2)}) == digest({"a": jnp.zeros(2)}) != digest({"a": jnp.ones(2)})
+    True
+    """
+    parts = (_digest(_data(leaf)) for leaf in jax.tree.leaves(tree))
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
 def _digest(array: jax.Array | np.ndarray) -> str:

@@ -154,7 +154,12 @@ def fixed_coefficient(value: float) -> Coefficient:
 
 
 def adaptive_coefficient(
-    initial: float, *, target: float, gain: float = 0.1, clip: float = 0.2
+    initial: float,
+    *,
+    target: float,
+    gain: float = 0.1,
+    clip: float = 0.2,
+    minimum: float = 0.0,
 ) -> Coefficient:
     r"""A coefficient that steers the divergence to a target.
 
@@ -165,6 +170,8 @@ def adaptive_coefficient(
         target: the divergence aimed at, nats a sequence.
         gain: ``K``; a step changes the coefficient by at most a factor of ``1 + gain * clip``.
         clip: ``c``, the largest relative error that counts.
+        minimum: the coefficient falls no lower. A policy is slow to move at first; a coefficient
+            that fell all the while would let it overshoot the target later.
 
     Returns:
         A ``Coefficient``.
@@ -183,6 +190,7 @@ def adaptive_coefficient(
         raise ValueError(f"initial and target must be positive, not {initial} and {target}")
 
     def update(coefficient: jax.Array, kl: jax.Array) -> jax.Array:
-        return coefficient * (1 + gain * jnp.clip(kl / target - 1, -clip, clip))
+        after = coefficient * (1 + gain * jnp.clip(kl / target - 1, -clip, clip))
+        return jnp.maximum(after, minimum)
 
     return Coefficient(lambda: jnp.asarray(initial, jnp.float32), update)

@@ -11,21 +11,23 @@ and ends with the files that an uninterrupted run would have written.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import logging
 import os
 import shutil
+import signal
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax import assets, checkpoint, training
 from rlhf_jax import callbacks as cb
-from rlhf_jax import checkpoint, training
 from rlhf_jax.configuration import Config, differences, plain
 from rlhf_jax.types import Algorithm, Batch, Callback, TrainState
 
-__all__ = ["Run", "RunError", "start"]
+__all__ = ["Interrupted", "Run", "RunError", "begin", "cached", "start"]
 
 _log = logging.getLogger(__name__)
 # It marks a folder as one that may be emptied: others too have a config.json (a model's has).
@@ -34,6 +36,20 @@ _MARK = ".rlhf_jax"
 
 class RunError(ValueError):
     """A run cannot start or go on; its message is one line, for a person at a terminal."""
+
+
+class Interrupted(SystemExit):
+    """A signal ended a stage, and everything is saved.
+
+    A script that does not catch it ends with the shell's exit status for that signal.
+
+    Attributes:
+        fitted: what ``training.fit`` returned.
+    """
+
+    def __init__(self, fitted: training.Fit, number: int):
+        super().__init__(128 + number)
+        self.fitted = fitted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +76,7 @@ class Run:
         steps: int,
         chunk: int = 10,
         callbacks: Sequence[Callback] = (),
+        show: Sequence[str] | None = None,
         save_every: int = 100,
         keep: int = 3,
         compile: Callable[[training.Chunk], training.Chunk] = training.donating_jit,
@@ -74,6 +91,7 @@ class Run:
             stage: the stage's name: of its checkpoints' folder, and in every line of metrics.
             algorithm: as for ``training.fit``, like ``batches``, ``steps``, ``chunk``,
                 ``callbacks``, ``compile`` and ``max_skipped``.
+            show: names of metrics to show beside a progress bar; ``None`` for no bar.
             init: makes the state to begin with. It is called on resuming too, for the shapes and
                 places of the arrays; its result is dropped before the checkpoint is read.
             batches: ``step -> batch``.
@@ -87,10 +105,10 @@ class Run:
 
         Returns:
             The last state, the history of the whole stage (what earlier starts trained included)
-            and the reason why it stopped early. After a signal, ``Fit.interrupted`` is true: the
-            script should exit.
+            and the reason why it stopped early.
 
         Raises:
+            Interrupted: after a signal, with everything saved.
             RunError: if the stage's checkpoints do not fit or are all damaged.
             training.NonFiniteError: see ``training.fit``.
         """
@@ -121,6 +139,8 @@ class Run:
                     f"{metrics} has {len(history)} of the {begin} steps that {stage} has taken",
                     stacklevel=2,
                 )
+            if show is not None:
+                callbacks = [*callbacks, cb.progress(steps, stage, show)]
             notes: dict[str, str | None] = {"stopped": None}
             # The order is what makes resuming exact: a step's line is on disk before a checkpoint
             # can hold the step, and why a callback stopped is known when the last is written.
@@ -142,7 +162,18 @@ class Run:
                 compile=compile,
                 max_skipped=max_skipped,
             )
-        return fitted._replace(history=history + fitted.history)
+        fitted = fitted._replace(history=history + fitted.history)
+        if fitted.interrupted:
+            taken = int(fitted.state.step)
+            _log.warning(
+                "%s, %s of %s steps into %s: all of it is saved, and --resume goes on",
+                fitted.stopped,
+                taken,
+                steps,
+                stage,
+            )
+            raise Interrupted(fitted, signal.Signals[fitted.stopped.split()[-1]])
+        return fitted
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write plain values (``configuration.plain``) as ``name`` in the folder, atomically."""
@@ -205,13 +236,53 @@ def start(
         if inside:
             _refuse_other(folder, values, free)
         elif resume:
-            _log.warning("nothing to resume in %s: beginning a new run", folder)
+            _log.info("nothing to resume in %s: beginning a new run", folder)
         (folder / _MARK).write_text("A run of rlhf_jax: --overwrite may delete this folder.\n")
         run = Run(folder, _without(values, free), resumed=bool(inside))
         run.write_json("config.json", values)
     except OSError as error:
         raise RunError(f"the run folder {folder} cannot be written: {error}") from error
     return run
+
+
+def begin(config: Config, *, free: Collection[str] = ()) -> Run:
+    """``start`` for a script: ``config`` has the fields ``run_dir``, ``resume`` and ``overwrite``.
+
+    Args:
+        config: the experiment's configuration, a dataclass.
+        free: further fields that may change from one start to the next.
+
+    Returns:
+        The run.
+
+    Raises:
+        RunError: as ``start``.
+    """
+    return start(
+        config.run_dir,
+        config,
+        resume=config.resume,
+        overwrite=config.overwrite,
+        free=("run_dir", "resume", "overwrite", *free),
+    )
+
+
+def cached(kind: str, settings: Mapping[str, Any]) -> Run:
+    """A run in the user's cache folder, the same for the same settings: to train something once.
+
+    Args:
+        kind: a folder's name for this kind of thing.
+        settings: everything that its training depends on, the data's digest included.
+
+    Returns:
+        The run, new, half-way or complete: ``Run.fit`` does what is left.
+
+    Raises:
+        RunError: as ``start``.
+    """
+    text = json.dumps(plain(settings), sort_keys=True)
+    name = hashlib.sha256(text.encode()).hexdigest()[:16]
+    return start(assets.cache_folder() / kind / name, settings, resume=True)
 
 
 def _ours_unfinished(name: str) -> bool:

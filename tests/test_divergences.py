@@ -61,6 +61,8 @@ def test_adaptive_coefficient_steers_to_its_target():
     coefficient = divergences.adaptive_coefficient(0.1, target=6.0, gain=0.5)
     assert float(coefficient.update(coefficient.init(), jnp.float32(60))) == pytest.approx(0.11)
     assert float(coefficient.update(coefficient.init(), jnp.float32(0))) == pytest.approx(0.09)
+    held = divergences.adaptive_coefficient(0.1, target=6.0, gain=0.5, minimum=0.095)
+    assert float(held.update(held.init(), jnp.float32(0))) == pytest.approx(0.095)
     # A plant whose divergence is 1 / coefficient: it settles where that is the target.
     value = coefficient.init()
     for _ in range(200):

@@ -7,9 +7,9 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
     {"types"},
     {"sequences", "assets", "configuration"},
-    {"losses", "implicit_rewards", "advantages", "divergences", "measures"},
+    {"losses", "implicit_rewards", "advantages", "divergences", "measures", "rewards"},
     {"humans", "models", "sampling", "algorithms"},
-    {"data", "parallel", "checkpoint", "training", "callbacks"},
+    {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
     {"report", "runs"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

@@ -30,13 +30,14 @@ def batches(step):
 def train(stage, rate, params, seed):
     init = lambda: toy(rate).init(params, jax.random.key(seed), reference=params)
     show = callbacks.progress(config["steps"], stage)
-    fitted = run.fit(
-        stage, toy(rate), init, batches, steps=config["steps"], chunk=5, save_every=5,
-        callbacks=[show],
-    )
-    if fitted.interrupted:
-        print("STOPPED", fitted.stopped, int(fitted.state.step), flush=True)
-        sys.exit(3)
+    try:
+        fitted = run.fit(
+            stage, toy(rate), init, batches, steps=config["steps"], chunk=5, save_every=5,
+            callbacks=[show],
+        )
+    except runs.Interrupted as stop:
+        print("STOPPED", stop.fitted.stopped, int(stop.fitted.state.step), flush=True)
+        raise
     run.write_json(f"{stage}.json", fitted.history)
     (folder / f"{stage}.state").write_bytes(repr(leaves_bytes(fitted.state)).encode())
     return fitted.state.params
@@ -138,7 +139,8 @@ def test_a_signal_saves_and_exits_and_the_run_goes_on(home, tmp_path, name):
     wait_for(process, run, 12)
     process.send_signal(getattr(signal, name))
     output, errors = process.communicate(timeout=60)
-    assert process.returncode == 3, errors
+    assert process.returncode == 128 + getattr(signal, name), errors
+    assert "--resume goes on" in errors
     assert "Traceback" not in errors
     *_, reason, step = output.split()
     assert f"interrupted by {name}" in output and reason == name

@@ -174,8 +174,10 @@ def test_an_interrupted_stage_goes_on(tmp_path):
         return toy_batches(step)
 
     run = runs.start(tmp_path, Config())
-    first = run.fit("policy", toy(), toy_state, batches, steps=20, chunk=4, save_every=100)
-    assert first.interrupted and len(first.history) == 8
+    with pytest.raises(runs.Interrupted) as stop:
+        run.fit("policy", toy(), toy_state, batches, steps=20, chunk=4, save_every=100)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert len(stop.value.fitted.history) == 8
     again = fit(runs.start(tmp_path, Config(), resume=True), 20)
     whole = fit(runs.start(tmp_path / "whole", Config()), 20)
     assert leaves_bytes(again.state) == leaves_bytes(whole.state)

@@ -63,10 +63,12 @@ class Frozen(NamedTuple):
     Attributes:
         reference: parameters of the reference policy.
         reward: parameters of the reward function.
+        watched: parameters of ``watch``.
     """
 
     reference: Params
     reward: Params
+    watched: Params
 
 
 class Experience(NamedTuple):
@@ -103,6 +105,7 @@ def policy_gradient(
     epochs: int = 1,
     minibatches: int = 1,
     temperature: float = 1.0,
+    watch: Callable[[Params, Sequences], dict[str, jax.Array]] | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Improves a policy against a reward: sample, score, estimate advantages, update.
@@ -138,12 +141,15 @@ def policy_gradient(
         minibatches: into how many updates an epoch is cut. The sequences are assigned to them at
             random within blocks of that many neighbours, the same on any number of devices.
         temperature: the one that ``sample_fn`` samples with.
+        watch: ``(frozen.watched, sequences) -> {name: values[B]}``, further metrics of the samples,
+            such as the score of a judge that the policy is not trained on. A scalar, such as a
+            batch's diversity, stands for all rows.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
-        An ``Algorithm``. ``init(params, key, reward=(), reference=None)``: the reference is by
-        default a copy of the policy. The batch is ``Prompts`` (rows without any token are
-        padding). Metrics: ``reward`` (mean), ``kl`` (nats a sequence), ``kl_coefficient``,
+        An ``Algorithm``. ``init(params, key, reward=(), reference=None, watched=())``: the
+        reference is by default a copy of the policy. The batch is ``Prompts`` (rows without any
+        token are padding). Metrics: ``reward`` (mean), ``kl`` (nats a sequence), ``kl_coefficient``,
         ``entropy`` (nats a token, estimated from the samples), ``length`` (tokens), ``loss``,
         ``update_kl`` (how far the updates moved the policy, nats a token), ``grad_norm``.
 
@@ -175,12 +181,16 @@ def policy_gradient(
         return params if value_fn is None else params.policy
 
     def init(
-        params: Params, key: Key, reward: Params = (), reference: Params | None = None
+        params: Params,
+        key: Key,
+        reward: Params = (),
+        reference: Params | None = None,
+        watched: Params = (),
     ) -> TrainState:
         if value_fn is not None and not isinstance(params, ActorCritic):
             raise ValueError("with a critic, params must be ActorCritic(policy, critic)")
         reference = policy_of(params) if reference is None else reference
-        frozen = Frozen(reference, reward)
+        frozen = Frozen(reference, reward, watched)
         return new_state(params, optimizer, key, frozen=frozen, extra=kl_coefficient.init())
 
     def explore(state: TrainState, prompts: Prompts) -> tuple[Experience, Metrics]:
@@ -227,6 +237,9 @@ def policy_gradient(
             "length": rows_mean(jnp.sum(mask, axis=-1).astype(jnp.float32), valid),
             "entropy": token_mean(-old_log_probs, mask),
         }
+        if watch is not None:
+            for name, values_of in watch(state.frozen.watched, sequences).items():
+                means[name] = rows_mean(jnp.broadcast_to(values_of, valid.shape), valid)
         metrics = divided(means, axis_name) | {"kl_coefficient": state.extra}
         experience = Experience(
             tokens=tokens,

@@ -2,7 +2,8 @@
 
 from rlhf_jax.data.batches import Batches, epochs
 from rlhf_jax.data.ratings import DOMAINS, Ratings, as_dataset, fingerprint, load_ratings
-from rlhf_jax.data.text import BOS, EOS, PAD, UNK, decode, encode, train_tokenizer
+from rlhf_jax.data.text import BOS, EOS, PAD, UNK, decode, encode, stream, train_tokenizer
+from rlhf_jax.data.vectors import word_vectors
 
 __all__ = [
     "BOS",
@@ -18,5 +19,7 @@ __all__ = [
     "epochs",
     "fingerprint",
     "load_ratings",
+    "stream",
     "train_tokenizer",
+    "word_vectors",
 ]

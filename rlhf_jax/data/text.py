@@ -19,7 +19,17 @@ from tokenizers import (
     trainers,
 )
 
-__all__ = ["BOS", "EOS", "PAD", "SPECIAL_TOKENS", "UNK", "decode", "encode", "train_tokenizer"]
+__all__ = [
+    "BOS",
+    "EOS",
+    "PAD",
+    "SPECIAL_TOKENS",
+    "UNK",
+    "decode",
+    "encode",
+    "stream",
+    "train_tokenizer",
+]
 
 SPECIAL_TOKENS = ("<pad>", "<bos>", "<eos>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)
@@ -148,6 +158,37 @@ def encode(
         columns = slice(length - len(ids), None) if pad_side == "left" else slice(len(ids))
         tokens[row, columns], mask[row, columns] = ids, True
     return tokens, mask
+
+
+def stream(tokenizer: Tokenizer, texts: Sequence[str], *, length: int) -> np.ndarray:
+    """Texts one after another, cut into rows without padding: for pretraining.
+
+    Where a row begins within a text, the model does not see that text's beginning; and it sees the
+    texts before in the same row. Shuffle the texts beforehand.
+
+    Args:
+        tokenizer: one with the special tokens of ``train_tokenizer``.
+        texts: at least ``length`` tokens of text.
+        length: ``T``, tokens in a row.
+
+    Returns:
+        tokens ``int32[N, T]``, each text between ``<bos>`` and ``<eos>``; an incomplete last row is
+        dropped.
+
+    Raises:
+        ValueError: the texts do not fill one row.
+
+    >>> tokenizer = train_tokenizer(["good film"], vocab_size=8)
+    >>> stream(tokenizer, ["good film", "film"], length=3).tolist()
+    [[1, 5, 4], [2, 1, 4]]
+    """
+    longest = max((len(text) for text in texts), default=0) + 2
+    tokens, mask = encode(tokenizer, texts, length=longest)
+    flat = tokens[mask]
+    rows = len(flat) // length
+    if rows == 0:
+        raise ValueError(f"{len(flat)} tokens of text do not fill one row of {length}")
+    return flat[: rows * length].reshape(rows, length)
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int] | np.ndarray) -> str:

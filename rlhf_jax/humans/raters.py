@@ -5,10 +5,11 @@ from collections.abc import Callable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rlhf_jax.types import Comparison, Key
 
-__all__ = ["real_raters", "same_batch_pairs"]
+__all__ = ["decided", "real_raters", "same_batch_pairs"]
 
 
 def real_raters(
@@ -109,3 +110,25 @@ def same_batch_pairs(key: Key, batch: jax.Array, count: int) -> tuple[jax.Array,
     other = start[place] + company + (company >= place - start[place])
     first, second = order[place], order[jnp.minimum(other, len(batch) - 1)]
     return jnp.where(any_eligible, first, -1), jnp.where(any_eligible, second, -1)
+
+
+def decided(comparison: Comparison) -> tuple[np.ndarray, np.ndarray]:
+    """The items preferred and the items not preferred, pairs with a tie left out.
+
+    What is lost is that the tied pairs were close; a loss for ties would use it.
+
+    Args:
+        comparison: a human's answers.
+
+    Returns:
+        chosen ``int32[D]`` and rejected ``int32[D]``, NumPy since their length depends on the data.
+
+    >>> columns = [4, 5, 6], [7, 8, 9], [1.0, 0.5, 0.0], [0, 0, 0]
+    >>> answers = Comparison(*map(np.array, columns))
+    >>> [side.tolist() for side in decided(answers)]
+    [[4, 9], [7, 6]]
+    """
+    first, second, preference, _ = (np.asarray(x) for x in jax.tree.leaves(comparison))
+    chosen = np.where(preference == 1, first, second)
+    rejected = np.where(preference == 1, second, first)
+    return chosen[preference != 0.5], rejected[preference != 0.5]

@@ -5,6 +5,7 @@ from rlhf_jax.measures.calibration import (
     brier,
     expected_calibration_error,
     pair_accuracy,
+    ranking_accuracy,
     reliability,
 )
 from rlhf_jax.measures.diversity import distinct_n
@@ -18,5 +19,6 @@ __all__ = [
     "distinct_n",
     "expected_calibration_error",
     "pair_accuracy",
+    "ranking_accuracy",
     "reliability",
 ]

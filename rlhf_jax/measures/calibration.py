@@ -7,7 +7,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
-__all__ = ["Reliability", "brier", "expected_calibration_error", "pair_accuracy", "reliability"]
+__all__ = [
+    "Reliability",
+    "brier",
+    "expected_calibration_error",
+    "pair_accuracy",
+    "ranking_accuracy",
+    "reliability",
+]
 
 
 class Reliability(NamedTuple):
@@ -57,6 +64,32 @@ def pair_accuracy(
         1.0 * jnp.greater(scores_first, scores_second) - jnp.less(scores_first, scores_second),
     )
     return (0.5 + 0.5 * order * jnp.sign(jnp.asarray(preference) - 0.5)).astype(jnp.float32)
+
+
+def ranking_accuracy(scores: jax.Array, truth: jax.Array) -> jax.Array:
+    r"""``pair_accuracy`` over all pairs of different items.
+
+    Args:
+        scores: ``float[N]``.
+        truth: ``float[N]``, such as the raters' mean.
+
+    Returns:
+        ``float32[]``; 0.5 is chance. Holds ``N`` by ``N`` arrays.
+
+    Raises:
+        ValueError: the shapes differ or there are fewer than two items.
+
+    >>> float(ranking_accuracy(jnp.array([0.1, 0.2, 0.3]), jnp.array([1.0, 3.0, 2.0])))
+    0.6667
+    """
+    chex.assert_equal_shape([scores, truth], exception_type=ValueError)
+    chex.assert_rank(scores, 1, exception_type=ValueError)
+    count = scores.shape[0]
+    if count < 2:
+        raise ValueError(f"pairs need at least 2 items, got {count}")
+    agreement = jnp.sign(scores[:, None] - scores) * jnp.sign(truth[:, None] - truth)
+    # The diagonal, no pair at all, is 0 like a tie; it is left out of the mean.
+    return 0.5 + 0.5 * jnp.sum(agreement) / (count * (count - 1))
 
 
 def brier(probabilities: jax.Array, outcomes: jax.Array) -> jax.Array:

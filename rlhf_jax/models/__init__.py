@@ -1,6 +1,7 @@
 """Models: flax modules, handed on as pure functions of their parameters."""
 
 from rlhf_jax.models.heads import ScoreModel, ValueModel, score_model, value_model
+from rlhf_jax.models.ngrams import NgramModel, ngram_model
 from rlhf_jax.models.nnx import from_nnx
 from rlhf_jax.models.transformer import (
     KVCache,
@@ -13,12 +14,14 @@ from rlhf_jax.models.transformer import (
 __all__ = [
     "KVCache",
     "LanguageModel",
+    "NgramModel",
     "ScoreModel",
     "Transformer",
     "TransformerConfig",
     "ValueModel",
     "from_nnx",
     "language_model",
+    "ngram_model",
     "score_model",
     "value_model",
 ]

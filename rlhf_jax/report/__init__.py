@@ -1,0 +1,19 @@
+"""What a run shows people: figures, and a page that discloses how it was made."""
+
+from rlhf_jax.report.page import report_page
+from rlhf_jax.report.plots import plot_diversity, plot_overoptimisation, plot_reward_model
+from rlhf_jax.report.policy import policy_report, show
+from rlhf_jax.report.transparency import NOT_DISCLOSED, samples_page, table, transparency_table
+
+__all__ = [
+    "NOT_DISCLOSED",
+    "plot_diversity",
+    "plot_overoptimisation",
+    "plot_reward_model",
+    "policy_report",
+    "report_page",
+    "samples_page",
+    "show",
+    "table",
+    "transparency_table",
+]

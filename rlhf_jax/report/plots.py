@@ -1,0 +1,118 @@
+"""Figures of a run, written as PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from rlhf_jax.measures.calibration import Reliability
+
+__all__ = ["plot_diversity", "plot_overoptimisation", "plot_reward_model"]
+
+# Distinguishable without colour vision (Okabe and Ito 2008).
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+Rows = Sequence[Mapping[str, float]]
+
+
+def plot_overoptimisation(rows: Rows, path: Path, *, budget: float | None = None) -> None:
+    """Proxy and gold reward against the square root of the divergence, and over the steps.
+
+    Where the proxy goes on rising and gold does not, the policy exploits the reward model.
+
+    Args:
+        rows: of a policy's training, with ``step``, ``kl`` (nats), ``reward`` and ``gold`` (both in
+            SDs over samples of the reference policy).
+        path: the PNG to write.
+        budget: a divergence to mark, in nats.
+
+    Reference: Gao et al. 2022, figure 1, https://arxiv.org/abs/2210.10760
+    """
+    figure, (left, right) = _figure(2)
+    distance = np.sqrt(np.maximum(_column(rows, "kl"), 0))
+    for name, label, colour in (
+        ("reward", "proxy: the reward model trained on", _BLUE),
+        ("gold", "gold: other snippets, other raters", _ORANGE),
+    ):
+        left.plot(distance, _column(rows, name), color=colour, lw=0.6, alpha=0.5)
+        left.scatter(distance, _column(rows, name), color=colour, s=12, label=label)
+        right.plot(_column(rows, "step"), _column(rows, name), color=colour, label=label)
+    if budget is not None:
+        left.axvline(np.sqrt(budget), color=_GREY, ls=":", label=f"budget, {budget:g} nats")
+    left.set(xlabel=r"$\sqrt{\mathrm{KL}}$ from the reference (nats$^{1/2}$ a sequence)")
+    left.set(ylabel="mean score (SD over reference samples)")
+    left.legend(frameon=False, fontsize=8)
+    right.set(xlabel="policy step", ylabel="mean score (SD over reference samples)")
+    divergence = right.twinx()
+    divergence.plot(_column(rows, "step"), _column(rows, "kl"), color=_GREY, ls="--", lw=1)
+    divergence.set_ylabel("KL (nats a sequence, dashed)", color=_GREY)
+    _save(figure, path)
+
+
+def plot_reward_model(
+    accuracies: Mapping[str, float], curve: Reliability, path: Path, *, error: float
+) -> None:
+    """How often judges are right about pairs, and whether their confidence is warranted.
+
+    Args:
+        accuracies: pair accuracy by judge, in the order to show.
+        curve: of predicted preferences against a human's answers.
+        path: the PNG to write.
+        error: the expected calibration error.
+    """
+    figure, (left, right) = _figure(2)
+    names = list(accuracies)
+    bars = left.barh(names, list(accuracies.values()), color=[_BLUE, _ORANGE, _GREEN][: len(names)])
+    left.bar_label(bars, fmt="%.3f", padding=3)
+    left.axvline(0.5, color=_GREY, ls=":")
+    left.set(xlim=(0.4, 1), xlabel="accuracy on unseen pairs, against the raters' mean")
+    left.invert_yaxis()
+    seen = np.asarray(curve.count) > 0
+    right.plot([0, 1], [0, 1], color=_GREY, ls=":")
+    right.plot(np.asarray(curve.predicted)[seen], np.asarray(curve.observed)[seen], "o-", c=_BLUE)
+    right.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"calibration error {error:.3f}")
+    right.set(xlabel="predicted preference for the first", ylabel="one rater prefers the first")
+    _save(figure, path)
+
+
+def plot_diversity(rows: Rows, path: Path, *, reference: Mapping[str, float]) -> None:
+    """Length and diversity of the samples over the steps.
+
+    Args:
+        rows: of a policy's training, with ``step``, ``length`` and ``distinct_2``.
+        path: the PNG to write.
+        reference: the reference policy's values under the same names, from the first step's samples
+            or as many.
+    """
+    figure, axes = _figure(2)
+    for axis, name, label in (
+        (axes[0], "length", "mean length (tokens)"),
+        (axes[1], "distinct_2", "distinct bigrams (share)"),
+    ):
+        axis.plot(_column(rows, "step"), _column(rows, name), color=_BLUE)
+        axis.axhline(reference[name], color=_GREY, ls=":", label="reference policy")
+        axis.set(xlabel="policy step", ylabel=label)
+        axis.set_ylim(bottom=0)
+        axis.legend(frameon=False, fontsize=8, loc="lower left")
+    _save(figure, path)
+
+
+def _figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(4.8 * columns, 3.8), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns)
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _column(rows: Rows, name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows])
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)

@@ -1,0 +1,71 @@
+"""Reward functions: what a policy is trained on, made of what scores a text."""
+
+from typing import NamedTuple
+
+import jax
+
+from rlhf_jax.types import Params, RewardFn, ScoreFn, Sequences
+
+__all__ = ["Standardised", "from_scores", "standardised"]
+
+
+def from_scores(score_fn: ScoreFn) -> RewardFn:
+    """The score of the whole text, prompt and response, as the reward.
+
+    Args:
+        score_fn: ``(params, tokens, mask) -> scores[B]``.
+
+    Returns:
+        A ``RewardFn`` of the same parameters.
+
+    >>> reward_fn = from_scores(lambda params, tokens, mask: jnp.sum(tokens * mask, axis=-1))
+    >>> tokens, mask = jnp.array([[1, 2, 3]]), jnp.array([[True, True, False]])
+    >>> reward_fn((), Sequences(tokens, mask, mask)).tolist()
+    [3]
+    """
+
+    def reward_fn(params: Params, sequences: Sequences) -> jax.Array:
+        return score_fn(params, sequences.tokens, sequences.mask)
+
+    return reward_fn
+
+
+class Standardised(NamedTuple):
+    """A score's parameters, and its mean and standard deviation over reference samples.
+
+    Attributes:
+        params: the score's.
+        mean: ``float32[]``.
+        deviation: ``float32[]``.
+    """
+
+    params: Params
+    mean: jax.Array
+    deviation: jax.Array
+
+
+def standardised(score_fn: ScoreFn) -> RewardFn:
+    r"""The score in standard deviations over samples of the reference policy.
+
+    .. math:: r(x) = (s(x) - \mu_{ref}) / \sigma_{ref}
+
+    A Bradley-Terry score has no zero, and its unit depends on how noisy the labels were. In these
+    units several judges can be compared, and a KL coefficient means the same for each.
+
+    Args:
+        score_fn: ``(params, tokens, mask) -> scores[B]``.
+
+    Returns:
+        A ``RewardFn`` of ``Standardised`` parameters.
+
+    >>> reward_fn = standardised(lambda params, tokens, mask: jnp.sum(tokens * mask, axis=-1))
+    >>> tokens, mask = jnp.array([[1, 2, 3]]), jnp.array([[True, True, False]])
+    >>> reward_fn(Standardised((), 1.0, 4.0), Sequences(tokens, mask, mask)).tolist()
+    [0.5]
+    """
+
+    def reward_fn(params: Standardised, sequences: Sequences) -> jax.Array:
+        scores = score_fn(params.params, sequences.tokens, sequences.mask)
+        return (scores - params.mean) / params.deviation
+
+    return reward_fn
