@@ -28,22 +28,19 @@ class Sizes:
     """What a preset fixes; lengths in tokens."""
 
     vocabulary: int = 8192
-    text_length: int = 48
-    hidden: int = 128
-    layers: int = 2
+    width: int = 128
     pretrain_steps: int = 300
     comparisons: int = 600_000
     judge_steps: int = 800
-    judge_batch: int = 2048
     prompts: int = 32
     samples: int = 8
-    prompt_length: int = 5
-    response_length: int = 20
+    new_tokens: int = 20
     evaluated: int = 512
 
 
 # "tiny" takes seconds, to see that everything runs; its figures mean nothing.
-PRESETS = {"default": Sizes(), "tiny": Sizes(512, 24, 32, 1, 20, 9_000, 40, 256, 8, 4, 4, 8, 64)}
+PRESETS = {"default": Sizes(), "tiny": Sizes(512, 32, 20, 9_000, 40, 8, 4, 8, 64)}
+TEXT_LENGTH, PROMPT_LENGTH = 48, 5
 
 DISCLOSED = {
     "pretraining": "None but the film reviews of the data themselves (Hutto & Gilbert 2014, MIT).",
@@ -60,15 +57,13 @@ class Config:
 
     run_dir: Path = Path("runs/quickstart")
     seed: int = 0
-    iterations: int = 60
+    iterations: int = 50
     """Policy steps at most; training stops earlier where the budget is spent."""
-    kl_coefficient: float = 0.15
+    kl_coefficient: float = 0.25
     """SDs of reward per nat; it rises while the KL is above its target. With 0 there is neither
     penalty nor budget: watch the policy exploit the reward model."""
-    kl_target: float = 8.0
-    """Nats a sequence."""
-    kl_budget: float = 10.0
-    """Nats a sequence."""
+    kl_target: float = 6.0  # nats a sequence
+    kl_budget: float = 10.0  # nats a sequence
     learning_rate: float = 1e-3
     preset: Literal["default", "tiny"] = "default"
     data: Path | None = None
@@ -85,10 +80,8 @@ def pretrain(model: rj.models.LanguageModel, rows: np.ndarray, steps: int):
     # Unknown words are read and never predicted, so that the model does not learn to say them.
     text = Sequences(rows, np.ones(rows.shape, bool), rows != rj.data.UNK)
     batches = rj.data.epochs(text, 64, seed=0)
-    run = rj.runs.cached(
-        "language_models",
-        {"model": model.config, "steps": steps, "text": rj.checkpoint.digest(rows)},
-    )
+    settings = {"model": model.config, "steps": steps, "text": rj.checkpoint.digest(rows)}
+    run = rj.runs.cached("language_models", settings)
     state = partial(algorithm.init, model.init(jax.random.key(0)), jax.random.key(1))
     fitted = run.fit("pretraining", algorithm, state, batches, steps=steps, show=["loss"])
     return fitted.state.params
@@ -99,7 +92,6 @@ def main(config: Config) -> None:
     began, sizes, key = time.perf_counter(), PRESETS[config.preset], jax.random.key(config.seed)
     run = rj.runs.begin(config, free=("iterations", "data"))
     rj.training.compilation_cache()
-
     # The humans. Proxy and gold judge share neither snippets nor raters; 1,000 films are for tests.
     ratings = rj.data.load_ratings(config.data)
     films = np.flatnonzero(ratings.domain == rj.data.DOMAINS.index("movies"))
@@ -109,12 +101,11 @@ def main(config: Config) -> None:
     cut, even = round(0.65 * len(others)), np.arange(ratings.ratings.shape[1]) % 2 == 0
     texts = [ratings.texts[i] for i in films[1000:]]
     tokenizer = rj.data.train_tokenizer(texts, vocab_size=sizes.vocabulary)
-    tokens, mask = rj.data.encode(tokenizer, ratings.texts, length=sizes.text_length)
+    tokens, mask = rj.data.encode(tokenizer, ratings.texts, length=TEXT_LENGTH)
 
-    width = (sizes.hidden, 3 * sizes.hidden)
-    shape = rj.models.TransformerConfig(sizes.vocabulary, *width, sizes.layers, max_length=64)
-    model = rj.models.language_model(shape)
-    rows = rj.data.stream(tokenizer, texts, length=sizes.text_length)
+    shape = (sizes.vocabulary, sizes.width, 3 * sizes.width, 2)
+    model = rj.models.language_model(rj.models.TransformerConfig(*shape, max_length=64))
+    rows = rj.data.stream(tokenizer, texts, length=TEXT_LENGTH)
     reference = pretrain(model, rows, sizes.pretrain_steps)
 
     # Steps 1 and 2: comparisons, one rater each, and a reward model fitted to them.
@@ -126,35 +117,33 @@ def main(config: Config) -> None:
         keys = jax.random.split(key, 3)
         pairs = jax.random.choice(keys[0], jnp.asarray(snippets), (2, sizes.comparisons))
         sides = rj.humans.decided(jax.jit(human)(keys[1], *pairs))
-        picked = rj.data.epochs(sides, sizes.judge_batch, seed=config.seed)
+        picked = rj.data.epochs(sides, 2048, seed=config.seed)
 
         def batches(step: int) -> Preferences:
             return Preferences(*(Sequences(tokens[i], mask[i], mask[i]) for i in picked(step)))
 
+        rate = optax.cosine_decay_schedule(1e-2, sizes.judge_steps)
         decay = optax.masked(optax.add_decayed_weights(6e-6), judge.trained)
-        adam = optax.adam(optax.cosine_decay_schedule(1e-2, sizes.judge_steps), b2=0.99)
-        optimizer = optax.chain(decay, adam)
+        optimizer = optax.chain(decay, optax.adam(rate, b2=0.99))
         algorithm = rj.algorithms.reward_model(judge.score_fn, optimizer, token_dropout=0.5)
         state = partial(algorithm.init, judge.init(keys[2], vectors), keys[2])
         settings = {"steps": sizes.judge_steps, "show": ["loss", "accuracy"]}
         return run.fit(stage, algorithm, state, batches, **settings).state.params
 
-    weights = {
-        "proxy": fit_judge("reward", others[:cut], even, jax.random.fold_in(key, 1)),
-        "gold": fit_judge("gold", others[cut:], ~even, jax.random.fold_in(key, 2)),
-    }
+    proxy = fit_judge("reward", others[:cut], even, jax.random.fold_in(key, 1))
+    gold = fit_judge("gold", others[cut:], ~even, jax.random.fold_in(key, 2))
+    weights = {"proxy": proxy, "gold": gold}
 
     # Both judges are read in SDs over the reference policy's answers.
-    limits = {"max_new_tokens": sizes.response_length, "eos_id": rj.data.EOS}
-    sample = rj.sampling.sampler(model.decoder, **limits)
-    starts = tokens[test, : sizes.prompt_length]
-    starts = starts[(starts > rj.data.UNK).sum(axis=1) == sizes.prompt_length - 1]
+    sample = rj.sampling.sampler(model.decoder, max_new_tokens=sizes.new_tokens, eos_id=rj.data.EOS)
+    known = (tokens[test, 1:PROMPT_LENGTH] > rj.data.UNK).all(axis=1)
+    starts = tokens[test[known & mask[test, PROMPT_LENGTH + 3]], :PROMPT_LENGTH]
     prompts = Prompts(starts, np.ones(starts.shape, bool))
     asked = jax.tree.map(lambda x: np.resize(x, (sizes.evaluated, x.shape[1])), prompts)
     reward_fn = rj.rewards.standardised(judge.score_fn)
     judges = {name: Standardised(params, 0.0, 1.0) for name, params in weights.items()}
-    named = dict.fromkeys(judges, reward_fn)
-    evaluate = rj.evaluation.policy_evaluation(model.factored_logits_fn, sample, named)
+    watching = dict.fromkeys(judges, reward_fn)
+    evaluate = rj.evaluation.policy_evaluation(model.factored_logits_fn, sample, watching)
     _, raw = evaluate(reference, reference, judges, asked, jax.random.fold_in(key, 3))
     judges = {n: Standardised(weights[n], raw[n].mean(), raw[n].std()) for n in judges}
 
@@ -171,10 +160,9 @@ def main(config: Config) -> None:
         return {"gold": reward_fn(gold, answers), "distinct_2": distinct}
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
+    functions = (model.factored_logits_fn, sample, reward_fn, optimizer)
     settings = {"samples_per_prompt": sizes.samples, "kl_coefficient": controller, "watch": watch}
-    algorithm = rj.algorithms.policy_gradient(
-        model.factored_logits_fn, sample, reward_fn, optimizer, **settings
-    )
+    algorithm = rj.algorithms.policy_gradient(*functions, **settings)
     state = partial(algorithm.init, reference, key, judges["proxy"], watched=judges["gold"])
     batches = rj.data.epochs(prompts, sizes.prompts, seed=config.seed)
     settings = {"chunk": 2, "save_every": 10, "callbacks": stops}
@@ -184,22 +172,19 @@ def main(config: Config) -> None:
     # What came of it, on the same prompts with the same draws.
     ask = partial(evaluate, reference=reference, params=judges, prompts=asked)
     pairs = jax.random.randint(jax.random.fold_in(key, 5), (2, 50_000), 0, len(test))
-    held_out, odd = ratings.take(test), ratings.rating_mask[test] & ~even
-    human = rj.humans.real_raters(held_out.ratings, odd)
+    unseen, odd = ratings.take(test), ratings.rating_mask[test] & ~even
+    human = jax.jit(rj.humans.real_raters(unseen.ratings, odd))
     result = rj.report.policy_report(
         run.folder,
-        title="RLHF on human ratings of film reviews",
-        history=policy.history,
-        stopped=policy.stopped or f"all {config.iterations} taken",
+        policy,
         budget=config.kl_budget if stops else None,
-        before=ask(reference, key=jax.random.fold_in(key, 4)),
-        after=ask(policy.state.params, key=jax.random.fold_in(key, 4)),
+        samples=[ask(p, key=jax.random.fold_in(key, 4)) for p in (reference, policy.state.params)],
         decode=partial(rj.data.decode, tokenizer),
-        prompt_length=sizes.prompt_length,
+        prompt_length=PROMPT_LENGTH,
         held_out={n: judge.score_fn(w, tokens[test], mask[test]) for n, w in weights.items()},
-        truth=held_out.mean,
-        answers=jax.jit(human)(jax.random.fold_in(key, 6), *pairs),
-        others=np.ma.masked_array(held_out.ratings, ~held_out.rating_mask | odd).mean(axis=1).data,
+        truth=unseen.mean,
+        answers=human(jax.random.fold_in(key, 6), *pairs),
+        others=np.ma.masked_array(unseen.ratings, ~unseen.rating_mask | odd).mean(axis=1).data,
         disclosed=DISCLOSED,
     )
     result["parameters_sha256"] = rj.checkpoint.digest(policy.state.params)

@@ -154,3 +154,15 @@ def test_a_response_longer_than_the_context_is_refused():
         sample(KEYS)
     with pytest.raises(ValueError, match="one key a prompt"):
         sampling.sampler(decoder, max_new_tokens=6)(PARAMS, PROMPTS, KEYS[:2])
+
+
+@pytest.mark.parametrize("vocabulary", [1, 7, 64, 200])
+def test_draws_never_hit_what_has_no_probability(vocabulary):
+    weights = jnp.where(jnp.arange(vocabulary) % 3 == vocabulary // 2 % 3, 1.0, 0.0)
+    weights = weights.at[vocabulary // 2].set(0.5)
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    log_probs = jnp.log(weights / weights.sum()) * jnp.ones([20_000, 1])
+    counts = np.bincount(sampling._categorical(keys, log_probs), minlength=vocabulary)
+    assert len(counts) == vocabulary
+    assert (counts[np.asarray(weights) == 0] == 0).all()
+    np.testing.assert_allclose(counts / 20_000, weights / weights.sum(), atol=0.015)

@@ -149,7 +149,7 @@ def policy_gradient(
     Returns:
         An ``Algorithm``. ``init(params, key, reward=(), reference=None, watched=())``: the
         reference is by default a copy of the policy. The batch is ``Prompts`` (rows without any
-        token are padding). Metrics: ``reward`` (mean), ``kl`` (nats a sequence), ``kl_coefficient``,
+        token are padding). Metrics: ``reward``, ``kl`` (nats a sequence), ``kl_coefficient``,
         ``entropy`` (nats a token, estimated from the samples), ``length`` (tokens), ``loss``,
         ``update_kl`` (how far the updates moved the policy, nats a token), ``grad_norm``.
 

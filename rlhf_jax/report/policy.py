@@ -1,6 +1,6 @@
 """The report of a policy trained on one judge and watched by another."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ from rlhf_jax import measures
 from rlhf_jax.report.page import report_page
 from rlhf_jax.report.plots import plot_diversity, plot_overoptimisation, plot_reward_model
 from rlhf_jax.report.transparency import samples_page
+from rlhf_jax.training import Fit
 from rlhf_jax.types import Comparison, Sequences
 
 __all__ = ["policy_report", "show"]
@@ -22,13 +23,10 @@ Evaluated = tuple[Sequences, Mapping[str, jax.Array]]
 
 def policy_report(
     folder: Path,
+    fitted: Fit,
     *,
-    title: str,
-    history: Sequence[Mapping[str, float]],
-    stopped: str,
     budget: float | None,
-    before: Evaluated,
-    after: Evaluated,
+    samples: tuple[Evaluated, Evaluated],
     decode: Callable[[np.ndarray], str],
     prompt_length: int,
     held_out: Mapping[str, jax.Array],
@@ -36,18 +34,17 @@ def policy_report(
     answers: Comparison,
     others: jax.Array,
     disclosed: Mapping[str, str],
+    title: str = "Reinforcement learning from human feedback",
     shown: int = 16,
 ) -> dict[str, float | int | str]:
     """Writes ``report.md``, ``samples.md`` and ``plots/`` and returns what was measured.
 
     Args:
         folder: of the run.
-        title: of the report.
-        history: rows of the policy's training, with ``gold`` and ``distinct_2``.
-        stopped: why training ended.
+        fitted: the policy's training; its history has ``gold`` and ``distinct_2``.
         budget: of divergence, in nats; ``None`` if there was none.
-        before: answers of the reference policy, with ``proxy`` and ``gold`` in SDs of these.
-        after: answers of the trained policy to the same prompts.
+        samples: answers of the reference policy and of the trained one to the same prompts, with
+            ``proxy`` and ``gold`` in SDs of the first.
         decode: a row of tokens to text.
         prompt_length: columns of the prompt.
         held_out: scores ``float[N]`` by judge (``proxy``, ``gold``) of items that none has seen.
@@ -55,12 +52,14 @@ def policy_report(
         answers: single raters' comparisons of these items.
         others: ``float[N]``, the mean of raters who are not among those.
         disclosed: for the transparency table, beside what is measured here.
+        title: of the report.
         shown: how many samples to show.
 
     Returns:
         Plain numbers and words by name.
     """
-    (old, base), (new, final) = before, after
+    (old, base), (new, final) = samples
+    history = fitted.history
     result = _judged(held_out, truth, answers, others)
     result |= {
         f"{name}_gain_sd": float(final[name].mean() - base[name].mean())
@@ -70,7 +69,7 @@ def policy_report(
     for name in ("distinct_2", "length"):
         result[name] = float(final[name].mean())
         result[f"{name}_reference"] = float(base[name].mean())
-    result |= {"iterations": int(history[-1]["step"]), "stopped": stopped}
+    result |= {"iterations": int(history[-1]["step"]), "stopped": fitted.stopped or "as planned"}
     result["skipped_steps"] = sum(row["skipped"] > 0 for row in history)
 
     first, second = np.asarray(answers.first), np.asarray(answers.second)
@@ -86,7 +85,8 @@ def policy_report(
     overview, judges, diversity = (folder / path for path in figures)
     plot_overoptimisation(history, overview, budget=budget)
     curve = measures.reliability(predicted, answers.preference)
-    accuracies = {name: result[f"{name}_accuracy"] for name in ("reward", "gold")}
+    names = {"proxy": "reward", "gold": "gold", "one human": "one_human"}
+    accuracies = {label: result[f"{name}_accuracy"] for label, name in names.items()}
     plot_reward_model(accuracies, curve, judges, error=result["calibration_error"])
     plot_diversity(history, diversity, reference=history[0])
 
@@ -96,8 +96,8 @@ def policy_report(
     prompts = [decode(row[:prompt_length]) for row in np.asarray(old.tokens)[:shown]]
     scores = (np.asarray(measured["gold"])[:shown].tolist() for measured in (base, final))
     early, late = scores
-    samples = list(zip(prompts, texts(old), early, texts(new), late, strict=True))
-    (folder / "samples.md").write_text(samples_page(samples), encoding="utf-8")
+    rows = list(zip(prompts, texts(old), early, texts(new), late, strict=True))
+    (folder / "samples.md").write_text(samples_page(rows), encoding="utf-8")
     page = report_page(
         title,
         _summary(result),
