@@ -109,10 +109,10 @@ def main(config: Config) -> None:
     reference = pretrain(model, rows, sizes.pretrain_steps)
 
     # Steps 1 and 2: comparisons, one rater each, and a reward model fitted to them.
-    judge = rj.models.ngram_model(sizes.vocabulary)
     vectors = rj.data.word_vectors(tokens[others], mask[others], vocab_size=sizes.vocabulary)
 
-    def fit_judge(stage: str, snippets: np.ndarray, raters: np.ndarray, key: jax.Array):
+    def fit_judge(name: str, snippets: np.ndarray, raters: np.ndarray, key: jax.Array):
+        judge = models[name]
         human = rj.humans.real_raters(ratings.ratings, ratings.rating_mask & raters)
         keys = jax.random.split(key, 3)
         pairs = jax.random.choice(keys[0], jnp.asarray(snippets), (2, sizes.comparisons))
@@ -128,9 +128,12 @@ def main(config: Config) -> None:
         algorithm = rj.algorithms.reward_model(judge.score_fn, optimizer, token_dropout=0.5)
         state = partial(algorithm.init, judge.init(keys[2], vectors), keys[2])
         settings = {"steps": sizes.judge_steps, "show": ["loss", "accuracy"]}
-        return run.fit(stage, algorithm, state, batches, **settings).state.params
+        return run.fit(name, algorithm, state, batches, **settings).state.params
 
-    proxy = fit_judge("reward", others[:cut], even, jax.random.fold_in(key, 1))
+    # The gold judge counts a word once, as a reader who is not impressed by repetition.
+    counts = {"proxy": False, "gold": True}
+    models = {n: rj.models.ngram_model(sizes.vocabulary, presence=p) for n, p in counts.items()}
+    proxy = fit_judge("proxy", others[:cut], even, jax.random.fold_in(key, 1))
     gold = fit_judge("gold", others[cut:], ~even, jax.random.fold_in(key, 2))
     weights = {"proxy": proxy, "gold": gold}
 
@@ -140,10 +143,9 @@ def main(config: Config) -> None:
     starts = tokens[test[known & mask[test, PROMPT_LENGTH + 3]], :PROMPT_LENGTH]
     prompts = Prompts(starts, np.ones(starts.shape, bool))
     asked = jax.tree.map(lambda x: np.resize(x, (sizes.evaluated, x.shape[1])), prompts)
-    reward_fn = rj.rewards.standardised(judge.score_fn)
+    reads = {name: rj.rewards.standardised(judge.score_fn) for name, judge in models.items()}
     judges = {name: Standardised(params, 0.0, 1.0) for name, params in weights.items()}
-    watching = dict.fromkeys(judges, reward_fn)
-    evaluate = rj.evaluation.policy_evaluation(model.factored_logits_fn, sample, watching)
+    evaluate = rj.evaluation.policy_evaluation(model.factored_logits_fn, sample, reads)
     _, raw = evaluate(reference, reference, judges, asked, jax.random.fold_in(key, 3))
     judges = {n: Standardised(weights[n], raw[n].mean(), raw[n].std()) for n in judges}
 
@@ -157,10 +159,10 @@ def main(config: Config) -> None:
 
     def watch(gold: Standardised, answers: Sequences) -> dict[str, jax.Array]:
         distinct = rj.measures.distinct_n(answers.tokens, answers.response_mask, 2)
-        return {"gold": reward_fn(gold, answers), "distinct_2": distinct}
+        return {"gold": reads["gold"](gold, answers), "distinct_2": distinct}
 
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(config.learning_rate))
-    functions = (model.factored_logits_fn, sample, reward_fn, optimizer)
+    functions = (model.factored_logits_fn, sample, reads["proxy"], optimizer)
     settings = {"samples_per_prompt": sizes.samples, "kl_coefficient": controller, "watch": watch}
     algorithm = rj.algorithms.policy_gradient(*functions, **settings)
     state = partial(algorithm.init, reference, key, judges["proxy"], watched=judges["gold"])
@@ -181,7 +183,7 @@ def main(config: Config) -> None:
         samples=[ask(p, key=jax.random.fold_in(key, 4)) for p in (reference, policy.state.params)],
         decode=partial(rj.data.decode, tokenizer),
         prompt_length=PROMPT_LENGTH,
-        held_out={n: judge.score_fn(w, tokens[test], mask[test]) for n, w in weights.items()},
+        held_out={n: models[n].score_fn(w, tokens[test], mask[test]) for n, w in weights.items()},
         truth=unseen.mean,
         answers=human(jax.random.fold_in(key, 6), *pairs),
         others=np.ma.masked_array(unseen.ratings, ~unseen.rating_mask | odd).mean(axis=1).data,

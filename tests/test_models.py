@@ -236,3 +236,31 @@ def test_linen_apply_is_a_pure_function_of_params():
     hidden, (keys, _) = module.apply({"params": params}, TOKENS, ALL)
     assert hidden.shape == (2, 6, 16)
     assert keys.shape == (3, 2, 6, 2, 6)
+
+
+@pytest.mark.parametrize("presence", [False, True])
+def test_ngram_model_by_hand(presence):
+    model = models.ngram_model(12, buckets=1, bigram_weight=0.5, presence=presence)
+    params = model.init(jax.random.key(0), np.eye(12)[:, :3])
+    params |= {"word": jnp.arange(12.0), "pair": jnp.array([10.0]), "direction": jnp.ones(3)}
+    tokens = np.array([[1, 5, 6, 5, 6, 2], [1, 5, 6, 5, 6, 2]])
+    mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 1, 1, 1]], bool)
+    # Words 5, 6 and 5, 6 and three pairs of the one bucket; then 5, 5, 6 and the one pair left.
+    words, pairs = ([11, 11], [1, 1]) if presence else ([22, 16], [3, 1])
+    expected = (np.array(words) + 0.5 * 10 * np.array(pairs)) / np.sqrt(np.array([4, 3]) + 1)
+    np.testing.assert_allclose(jax.jit(model.score_fn)(params, tokens, mask), expected, rtol=1e-6)
+
+
+def test_word_vectors_are_used_and_not_trained():
+    model = models.ngram_model(12, buckets=8)
+    vectors = np.arange(24.0).reshape(12, 2)
+    params = model.init(jax.random.key(0), vectors)
+    assert model.trained(params) == {
+        "word": True, "pair": True, "direction": True, "vectors": False
+    }  # fmt: skip
+    tokens, mask = np.array([[1, 5, 6]]), np.ones([1, 3], bool)
+    gradient = jax.grad(lambda p: model.score_fn(p, tokens, mask)[0])(params)
+    np.testing.assert_array_equal(gradient["vectors"], 0)
+    np.testing.assert_allclose(gradient["direction"], (vectors[5] + vectors[6]) / 3**0.5, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"vectors must be \[12, F\], not \(3, 2\)"):
+        model.init(jax.random.key(0), vectors[:3])

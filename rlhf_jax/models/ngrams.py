@@ -30,6 +30,7 @@ def ngram_model(
     *,
     buckets: int = 2**18,
     bigram_weight: float = 0.5,
+    presence: bool = False,
     special_tokens: int = 4,
 ) -> NgramModel:
     r"""Scores a text by its words and pairs of words, whatever their order otherwise.
@@ -45,10 +46,15 @@ def ngram_model(
         vocab_size: ``V``.
         buckets: how many weights the pairs share.
         bigram_weight: ``w``; below 1 it holds pairs back, of which most are rare.
+        presence: whether a word or pair counts once a text, however often it is there: one that
+            says the same thing over and over is then worth no more than one that says it once.
         special_tokens: token ids below this count for nothing.
 
     Returns:
         An ``NgramModel``. All its weights start at 0.
+
+    Reference: presence against frequency, Pang, Lee and Vaithyanathan 2002, section 6,
+    https://arxiv.org/abs/cs/0205070
 
     >>> model = ngram_model(10, buckets=64)
     >>> params = model.init(jax.random.key(0))
@@ -72,16 +78,26 @@ def ngram_model(
         vectors = jax.lax.stop_gradient(params["vectors"])
         words = params["word"] + vectors @ params["direction"]
         mask = mask & (tokens >= special_tokens)
-        total = jnp.sum(jnp.where(mask, words[tokens], 0), axis=-1)
-        pairs = params["pair"][_bucket(tokens[:, :-1], tokens[:, 1:], buckets)]
-        both = mask[:, :-1] & mask[:, 1:]
-        total += bigram_weight * jnp.sum(jnp.where(both, pairs, 0), axis=-1)
+        pairs = _bucket(tokens[:, :-1], tokens[:, 1:], buckets)
+        counted = (mask, mask[:, :-1] & mask[:, 1:])
+        if presence:
+            counted = (_first(tokens, counted[0]), _first(pairs, counted[1]))
+        total = jnp.sum(jnp.where(counted[0], words[tokens], 0), axis=-1)
+        weighed = jnp.where(counted[1], params["pair"][pairs], 0)
+        total += bigram_weight * jnp.sum(weighed, axis=-1)
         return total / jnp.sqrt(jnp.sum(mask, axis=-1) + 1)
 
     def trained(params: Params) -> Params:
         return {name: name != "vectors" for name in params}
 
     return NgramModel(init, score_fn, trained)
+
+
+def _first(ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """Those of ``mask[B, T]`` that no equal id of their row, that counts too, comes before."""
+    same = (ids[:, :, None] == ids[:, None, :]) & mask[:, None, :]
+    before = jnp.tril(jnp.ones([ids.shape[1]] * 2, bool), k=-1)
+    return mask & ~jnp.any(same & before, axis=-1)
 
 
 def _bucket(first: jax.Array, second: jax.Array, buckets: int) -> jax.Array:
