@@ -271,6 +271,26 @@ def test_a_non_finite_reward_skips_the_step_and_is_counted():
     assert not np.array_equal(healed.params["table"], good.params["table"])
 
 
+def test_a_judge_that_only_watches_is_reported_and_cannot_stop_anything():
+    def watch(judge, sequences):
+        scores = toys.bag_reward(judge, sequences)
+        return {"gold": scores, "nothing": scores * jnp.nan, "half": jnp.float32(0.5)}
+
+    def run(**settings):
+        algorithm = algorithms.policy_gradient(
+            toys.bigram_logits, toys.sample_fn(), toys.bag_reward, optax.sgd(0.3), **settings
+        )
+        judge, prompts = toys.bag_params(2), toys.prompts(8, empty=(2,))
+        state = algorithm.init(toys.bigram_params(), jax.random.key(7), judge, watched=judge)
+        return jax.jit(algorithm.step)(state, prompts)
+
+    state, metrics = run(watch=watch)
+    np.testing.assert_allclose(metrics["gold"], metrics["reward"], rtol=1e-6)
+    assert (metrics["half"], metrics["skipped"]) == (0.5, 0)
+    assert np.isnan(metrics["nothing"])
+    chex.assert_trees_all_close(state.params, run()[0].params, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["supervised", "reward_model", "dpo", "ppo"])
 def test_non_finite_parameters_of_the_loss_skip_the_step(name):
     algorithm = CASES[name].build()

@@ -152,7 +152,13 @@ def updated(
 
 
 def advance(
-    state: TrainState, metrics: Metrics, *, params: Params, opt_state: PyTree, extra: PyTree = ()
+    state: TrainState,
+    metrics: Metrics,
+    *,
+    params: Params,
+    opt_state: PyTree,
+    extra: PyTree = (),
+    watched: Metrics | None = None,
 ) -> tuple[TrainState, Metrics]:
     """The next state; if a metric is not finite, the old one with the step counted as skipped.
 
@@ -162,6 +168,7 @@ def advance(
         params: after the step.
         opt_state: after the step.
         extra: after the step.
+        watched: further metrics, which may be what they like.
 
     Returns:
         The state after the step and the metrics, as ``float32[]``.
@@ -175,5 +182,5 @@ def advance(
     state = state.replace(
         step=state.step + 1, params=kept[0], opt_state=kept[1], extra=kept[2], skipped=skipped
     )
-    metrics = metrics | {"skipped": skipped}
+    metrics = metrics | (watched or {}) | {"skipped": skipped}
     return state, {name: value.astype(jnp.float32) for name, value in metrics.items()}

@@ -193,8 +193,8 @@ def policy_gradient(
         frozen = Frozen(reference, reward, watched)
         return new_state(params, optimizer, key, frozen=frozen, extra=kl_coefficient.init())
 
-    def explore(state: TrainState, prompts: Prompts) -> tuple[Experience, Metrics]:
-        """Samples, scores and estimates advantages."""
+    def explore(state: TrainState, prompts: Prompts) -> tuple[Experience, Metrics, Metrics]:
+        """Samples, scores and estimates advantages; metrics, and those that are only watched."""
         key = jax.random.fold_in(state.key, state.step)
         answered = jax.tree.map(lambda x: jnp.repeat(x, samples_per_prompt, axis=0), prompts)
         keys = row_keys(key, answered.tokens.shape[0], axis_name)
@@ -237,10 +237,9 @@ def policy_gradient(
             "length": rows_mean(jnp.sum(mask, axis=-1).astype(jnp.float32), valid),
             "entropy": token_mean(-old_log_probs, mask),
         }
-        if watch is not None:
-            for name, values_of in watch(state.frozen.watched, sequences).items():
-                means[name] = rows_mean(jnp.broadcast_to(values_of, valid.shape), valid)
         metrics = divided(means, axis_name) | {"kl_coefficient": state.extra}
+        seen = {} if watch is None else watch(state.frozen.watched, sequences)
+        seen = {n: rows_mean(jnp.broadcast_to(x, valid.shape), valid) for n, x in seen.items()}
         experience = Experience(
             tokens=tokens,
             mask=sequences.mask,
@@ -251,7 +250,7 @@ def policy_gradient(
             old_values=values,
             returns=returns,
         )
-        return experience, metrics
+        return experience, metrics, divided(seen, axis_name)
 
     def update(carry: tuple[Params, PyTree], batch: Experience, coefficient: jax.Array):
         """One optimiser step on one minibatch."""
@@ -291,7 +290,7 @@ def policy_gradient(
                 f"{rows} sequences ({batch.tokens.shape[0]} prompts a device, {samples_per_prompt} "
                 f"samples each) cannot be cut into {minibatches} minibatches"
             )
-        experience, metrics = explore(state, batch)
+        experience, metrics, watched = explore(state, batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
 
         def epoch(carry, index):
@@ -302,7 +301,8 @@ def policy_gradient(
         (params, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
         metrics |= jax.tree.map(jnp.mean, history)
         coefficient = kl_coefficient.update(state.extra, metrics["kl"])
-        return advance(state, metrics, params=params, opt_state=opt_state, extra=coefficient)
+        after = {"params": params, "opt_state": opt_state, "extra": coefficient}
+        return advance(state, metrics, **after, watched=watched)
 
     return Algorithm(init, step)
 
