@@ -1,5 +1,7 @@
 """One device, a mesh and pmap give the same numbers, with unequal masks on the devices."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -61,6 +63,19 @@ def test_chunks_of_steps_too(name):
     after, pmapped = mapped(state, batches)
     close(after.params, expected.params)
     close(pmapped, history)
+
+
+@pytest.mark.parametrize("place", [False, True])
+def test_fit_on_a_mesh_equals_fit_on_one_device(place):
+    case, mesh = CASES["dpo"], parallel.data_mesh()
+    algorithm = case.build()
+    state = case.init(algorithm)
+    expected = training.fit(algorithm, state, case.batch, steps=4, chunk=2)
+    start = parallel.place(state, mesh) if place else state
+    compile = partial(parallel.shard_step, mesh=mesh, batch_axis=1)
+    actual = training.fit(algorithm, start, case.batch, steps=4, chunk=2, compile=compile)
+    close(actual.state.params, expected.state.params)
+    close(actual.history, expected.history)
 
 
 def test_a_mean_of_means_would_be_seen(monkeypatch):

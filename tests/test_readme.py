@@ -1,0 +1,31 @@
+"""The README's code runs as it stands, and its file tree is the one that is there."""
+
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import toys
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_block_runs_as_it_stands():
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    batch = toys.preferences(4)
+    batches = jax.tree.map(lambda x: np.stack([x, x]), batch)
+    names = {"batch": batch, "batches": batches}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["history"]["loss"].shape == (2,)
+    assert np.isfinite(names["metrics"]["loss"])
+
+
+def test_it_is_short_and_names_only_what_is_there():
+    assert len(README.splitlines()) <= 200
+    package = {path.stem for path in (ROOT / "rlhf_jax").iterdir() if not path.stem.startswith("_")}
+    (tree,) = re.findall(r"```\n(rlhf_jax/\n.*?)```", README, re.DOTALL)
+    named = set(re.findall(r"(?<![\w/])(\w+)(?:\.py|/)", tree.split("experiments/")[0]))
+    assert named - {"rlhf_jax"} == package
+    for path in re.findall(r"\]\(([\w./]+)\)", README):
+        assert (ROOT / path).exists(), path
