@@ -236,7 +236,7 @@ def start(
         if inside:
             _refuse_other(folder, values, free)
         elif resume:
-            _log.info("nothing to resume in %s: beginning a new run", folder)
+            _log.warning("nothing to resume in %s: beginning a new run", folder)
         (folder / _MARK).write_text("A run of rlhf_jax: --overwrite may delete this folder.\n")
         run = Run(folder, _without(values, free), resumed=bool(inside))
         run.write_json("config.json", values)
@@ -282,7 +282,8 @@ def cached(kind: str, settings: Mapping[str, Any]) -> Run:
     """
     text = json.dumps(plain(settings), sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return start(assets.cache_folder() / kind / name, settings, resume=True)
+    folder = assets.cache_folder() / kind / name
+    return start(folder, settings, resume=folder.exists())
 
 
 def _ours_unfinished(name: str) -> bool:
