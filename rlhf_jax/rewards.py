@@ -18,6 +18,7 @@ def from_scores(score_fn: ScoreFn) -> RewardFn:
     Returns:
         A ``RewardFn`` of the same parameters.
 
+    >>> import jax.numpy as jnp
     >>> reward_fn = from_scores(lambda params, tokens, mask: jnp.sum(tokens * mask, axis=-1))
     >>> tokens, mask = jnp.array([[1, 2, 3]]), jnp.array([[True, True, False]])
     >>> reward_fn((), Sequences(tokens, mask, mask)).tolist()
@@ -58,6 +59,7 @@ def standardised(score_fn: ScoreFn) -> RewardFn:
     Returns:
         A ``RewardFn`` of ``Standardised`` parameters.
 
+    >>> import jax.numpy as jnp
     >>> reward_fn = standardised(lambda params, tokens, mask: jnp.sum(tokens * mask, axis=-1))
     >>> tokens, mask = jnp.array([[1, 2, 3]]), jnp.array([[True, True, False]])
     >>> reward_fn(Standardised((), 1.0, 4.0), Sequences(tokens, mask, mask)).tolist()

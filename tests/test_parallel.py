@@ -1,5 +1,6 @@
 """One device, a mesh and pmap give the same numbers, with unequal masks on the devices."""
 
+import functools
 from functools import partial
 
 import chex
@@ -12,7 +13,16 @@ from cases import CASES
 
 from rlhf_jax import parallel, training
 
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+each_case = pytest.mark.parametrize("name", CASES)
+
+
+@functools.cache
+def on_one_device(name):
+    """A case, its state and batch, and the step taken on one device."""
+    case = CASES[name]
+    algorithm = case.build()
+    state, batch = case.init(algorithm), case.batch(0)
+    return case, state, batch, jax.jit(algorithm.step)(state, batch)
 
 
 def close(a, b):
@@ -28,12 +38,10 @@ def test_there_are_four_devices():
 
 
 @each_case
-def test_mesh_equals_one_device(case):
-    algorithm = case.build()
-    state, batch = case.init(algorithm), case.batch(0)
-    expected, metrics = jax.jit(algorithm.step)(state, batch)
+def test_mesh_equals_one_device(name):
+    case, state, batch, (expected, metrics) = on_one_device(name)
     mesh = parallel.data_mesh()
-    step = parallel.shard_step(algorithm.step, mesh)
+    step = parallel.shard_step(case.build().step, mesh)
     actual, sharded = step(parallel.place(jax.tree.map(jnp.copy, state), mesh), batch)
     close(numbers(actual), numbers(expected))
     close(sharded, metrics)
@@ -41,9 +49,8 @@ def test_mesh_equals_one_device(case):
 
 
 @each_case
-def test_pmap_equals_one_device(case):
-    state, batch = case.init(case.build()), case.batch(0)
-    expected, metrics = jax.jit(case.build().step)(state, batch)
+def test_pmap_equals_one_device(name):
+    case, state, batch, (expected, metrics) = on_one_device(name)
     actual, mapped = parallel.pmap_step(case.build(axis_name="data").step)(state, batch)
     close(numbers(actual), numbers(expected))
     close(mapped, metrics)
