@@ -88,10 +88,10 @@ def pretrain(model: rj.models.LanguageModel, rows: np.ndarray, steps: int):
 def main(config: Config) -> None:
     """The three steps of RLHF, straight down."""
     began, sizes, key = time.perf_counter(), PRESETS[config.preset], jax.random.key(config.seed)
+    ratings = rj.data.load_ratings(config.data)
     run = rj.runs.begin(config, free=("iterations", "data"))
     rj.training.compilation_cache()
     # The humans. Proxy and gold judge share neither snippets nor raters; 1,000 films are for tests.
-    ratings = rj.data.load_ratings(config.data)
     films = np.flatnonzero(ratings.domain == rj.data.DOMAINS.index("movies"))
     films = np.random.default_rng(0).permutation(films)
     test, texts = films[:1000], [ratings.texts[i] for i in films[1000:]]
