@@ -95,6 +95,8 @@ def test_an_existing_run_and_another_configuration_are_refused(quickstart, whole
     with pytest.raises(runs.RunError, match="seed: 0 there, 1 now"):
         quickstart(folder, seed=1, resume=True)
     assert (folder / "result.json").read_bytes() == before
+    with pytest.raises(runs.RunError, match="the run folder /proc/nowhere cannot be written"):
+        quickstart(Path("/proc/nowhere"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_an_existing_run_and_another_configuration_are_refused(quickstart, whole
     [
         (["--no-such-flag"], 2, "no-such-flag"),
         (["--preset", "huge"], 2, "huge"),
-        (["--run-dir", "/proc/nowhere/run"], 1, "error: the run folder /proc/nowhere/run cannot"),
+        (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
     ],
 )
 def test_bad_command_lines_end_with_a_message_and_no_traceback(flags, status, message):
