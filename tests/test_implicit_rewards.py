@@ -1,5 +1,7 @@
 """Implicit rewards by hand, masked, and with finite gradients at the corners."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,9 @@ ALL = [
     implicit_rewards.log_prob,
     implicit_rewards.mean_log_prob,
     implicit_rewards.log_odds,
+    implicit_rewards.forward_kl,
+    implicit_rewards.jensen_shannon,
+    partial(implicit_rewards.alpha_divergence, alpha=2.0),
 ]
 LOG_PROBS = jnp.array([[0.0, -1.0, -0.5, -9.0]])
 REFERENCE = jnp.array([[0.0, -1.5, -0.75, -1.0]])
@@ -21,7 +26,22 @@ MASK = jnp.array([[False, True, True, False]])
 
 @pytest.mark.parametrize(
     ("reward", "expected"),
-    list(zip(ALL, [0.75, 0.375, -1.5, -0.75, -0.75 - np.log1p(-np.exp(-0.75))], strict=True)),
+    list(
+        zip(
+            ALL,
+            [
+                0.75,
+                0.375,
+                -1.5,
+                -0.75,
+                -0.75 - np.log1p(-np.exp(-0.75)),
+                1 - np.exp(-0.75),
+                np.log(2 * np.exp(0.75) / (1 + np.exp(0.75))),
+                np.exp(0.75) - 1,
+            ],
+            strict=True,
+        )
+    ),
 )
 def test_by_hand(reward, expected):
     np.testing.assert_allclose(reward(LOG_PROBS, REFERENCE, MASK), [expected], rtol=1e-6)
@@ -56,3 +76,50 @@ def test_simpo_and_orpo_of_the_science_page():
     )
     chosen, rejected = implicit_rewards.log_odds(rows, rows, mask)[:, None]
     np.testing.assert_allclose(losses.bradley_terry(chosen, rejected), [0.424106], atol=1e-6)
+
+
+def test_alpha_divergence_joins_the_forward_and_the_reverse_kl():
+    alpha = implicit_rewards.alpha_divergence
+    arguments = (LOG_PROBS, REFERENCE, MASK)
+    for value, other in [(0.0, implicit_rewards.forward_kl), (1.0, implicit_rewards.log_ratio)]:
+        np.testing.assert_allclose(alpha(*arguments, alpha=value), other(*arguments), rtol=1e-6)
+    near = alpha(*arguments, alpha=1.001)
+    np.testing.assert_allclose(near, implicit_rewards.log_ratio(*arguments), rtol=1e-3)
+
+
+def numerical_slope(f, t):
+    return (f(t * (1 + 1e-6)) - f(t * (1 - 1e-6))) / (2e-6 * t)
+
+
+@pytest.mark.parametrize(
+    ("reward", "f"),
+    [
+        (implicit_rewards.log_ratio, lambda t: t * np.log(t)),
+        (implicit_rewards.forward_kl, lambda t: -np.log(t)),
+        (
+            implicit_rewards.jensen_shannon,
+            lambda t: t * np.log(t) - (t + 1) * np.log((t + 1) / 2),
+        ),
+        (
+            partial(implicit_rewards.alpha_divergence, alpha=0.5),
+            lambda t: t**0.5 / (0.5 * -0.5),
+        ),
+    ],
+)
+def test_the_reward_is_the_derivative_of_the_divergence(reward, f):
+    log_ratios = np.linspace(-2, 2, 9)
+    rows = jnp.array(log_ratios, jnp.float32)[:, None]
+    value = reward(rows, jnp.zeros_like(rows), jnp.ones(rows.shape, bool))
+    slopes = np.array([numerical_slope(f, t) - numerical_slope(f, 1.0) for t in np.exp(log_ratios)])
+    np.testing.assert_allclose(value, slopes, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reward", ALL[-3:])
+@pytest.mark.parametrize("extreme", [-1e4, 1e4])
+def test_divergence_rewards_are_finite_with_finite_gradients(reward, extreme):
+    def value(x):
+        return reward(x, jnp.zeros([1, 1]), jnp.ones([1, 1], bool))[0]
+
+    result, gradient = jax.value_and_grad(value)(jnp.full([1, 1], extreme))
+    assert np.isfinite(result)
+    assert np.isfinite(gradient).all()

@@ -1,17 +1,55 @@
 """Losses as pure functions of arrays: unreduced, and without parameters."""
 
+from rlhf_jax.losses.anchored import (
+    alternative_optimal_transport,
+    apo_down,
+    apo_zero,
+    bco_pair,
+    nca_pair,
+    sppo_hard,
+)
 from rlhf_jax.losses.language import cross_entropy
 from rlhf_jax.losses.policy import ppo_clip, reinforce
-from rlhf_jax.losses.preference import bradley_terry, hinge, squared
+from rlhf_jax.losses.preference import (
+    bradley_terry,
+    discopop,
+    exo_pair,
+    exponential,
+    hinge,
+    smoothed,
+    squared,
+    thurstone,
+    unbiased,
+)
+from rlhf_jax.losses.ranking import davidson, ordinal, plackett_luce, rao_kupper
+from rlhf_jax.losses.unpaired import apo_zero_unpaired, kto
 from rlhf_jax.losses.value import clipped_value, squared_value
 
 __all__ = [
+    "alternative_optimal_transport",
+    "apo_down",
+    "apo_zero",
+    "apo_zero_unpaired",
+    "bco_pair",
     "bradley_terry",
     "clipped_value",
     "cross_entropy",
+    "davidson",
+    "discopop",
+    "exo_pair",
+    "exponential",
     "hinge",
+    "kto",
+    "nca_pair",
+    "ordinal",
+    "plackett_luce",
     "ppo_clip",
+    "rao_kupper",
     "reinforce",
+    "smoothed",
+    "sppo_hard",
     "squared",
     "squared_value",
+    "thurstone",
+    "unbiased",
 ]

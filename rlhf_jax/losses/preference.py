@@ -3,19 +3,35 @@
 All take ``chosen: float[B]`` and ``rejected: float[B]``, in whatever unit the rewards have, and
 return ``float[B]``. They serve reward models (the rewards are scores) and direct preference
 optimisation (the rewards are ``beta`` times an implicit reward) alike. ``beta`` is not applied
-here but once, by ``algorithms.direct``.
+here but once, by ``algorithms.direct``. Those of this file see the rewards only through their
+difference, the lead; those of ``anchored`` also ask where each of the two is.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
-__all__ = ["bradley_terry", "hinge", "squared"]
+from rlhf_jax.losses.checks import check_flip_rate, check_pair, check_positive
+
+__all__ = [
+    "bradley_terry",
+    "discopop",
+    "exo_pair",
+    "exponential",
+    "hinge",
+    "smoothed",
+    "squared",
+    "thurstone",
+    "unbiased",
+]
+
+# Beyond this, exp is continued by its tangent: its square still fits into a float32, so that
+# neither a gradient nor its norm overflows.
+_LARGEST_EXPONENT = 40.0
 
 
-def _check(chosen: jax.Array, rejected: jax.Array) -> None:
-    chex.assert_equal_shape([chosen, rejected], exception_type=ValueError)
-    chex.assert_type([chosen, rejected], float)
+def _exp(x: jax.Array) -> jax.Array:
+    bounded = jnp.minimum(x, _LARGEST_EXPONENT)
+    return jnp.exp(bounded) * (1 + x - bounded)
 
 
 def bradley_terry(
@@ -34,7 +50,7 @@ def bradley_terry(
         ``float[B]`` in nats; log 2 where the rewards differ by the margin.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ or are not floating.
 
     Reference: Bradley and Terry 1952, Biometrika 39; as a reward model's loss, Ouyang et al. 2022,
     eq. 1, https://arxiv.org/abs/2203.02155; on implicit rewards, Rafailov et al. 2023, eq. 7,
@@ -44,7 +60,7 @@ def bradley_terry(
     >>> bradley_terry(jnp.array([0.04]), jnp.array([-0.02])).tolist()
     [0.663597]
     """
-    _check(chosen, rejected)
+    check_pair(chosen, rejected)
     return jax.nn.softplus(rejected - chosen + margin)
 
 
@@ -62,14 +78,14 @@ def hinge(chosen: jax.Array, rejected: jax.Array, *, margin: float = 1.0) -> jax
         ``float[B]``.
 
     Raises:
-        ValueError: if the shapes differ.
+        ValueError: if the shapes differ or are not floating.
 
     Reference: Zhao et al. 2023 (SLiC-HF), eq. 1, https://arxiv.org/abs/2305.10425
 
     >>> hinge(jnp.array([2.0, 0.5]), jnp.array([0.0, 0.0])).tolist()
     [0.0, 0.5]
     """
-    _check(chosen, rejected)
+    check_pair(chosen, rejected)
     return jax.nn.relu(margin - (chosen - rejected))
 
 
@@ -90,14 +106,200 @@ def squared(chosen: jax.Array, rejected: jax.Array, *, tau: float = 0.5) -> jax.
         ``float[B]``.
 
     Raises:
-        ValueError: if the shapes differ or ``tau`` is not positive.
+        ValueError: if the shapes differ or are not floating, or ``tau`` is not positive.
 
     Reference: Azar et al. 2023, eq. 17, https://arxiv.org/abs/2310.12036
 
     >>> squared(jnp.array([0.4]), jnp.array([-0.2]), tau=0.1).tolist()
     [19.36]
     """
-    _check(chosen, rejected)
-    if tau <= 0:
-        raise ValueError(f"tau must be positive, not {tau}")
+    check_pair(chosen, rejected)
+    check_positive("tau", tau)
     return jnp.square(chosen - rejected - 1 / (2 * tau))
+
+
+def exponential(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+    r"""The loss of AdaBoost: a wrong order costs exponentially.
+
+    .. math:: \ell = e^{-(r_w - r_l)}
+
+    One wrong label can outweigh a batch: for noisy preferences take another.
+
+    Args:
+        chosen: ``float[B]``, reward of the preferred answer, in nats.
+        rejected: ``float[B]``, reward of the other.
+
+    Returns:
+        ``float[B]``; where the lead is below -40 the tangent at -40, so that nothing overflows.
+
+    Raises:
+        ValueError: if the shapes differ or are not floating.
+
+    Reference: Freund and Schapire 1997, J. Comput. Syst. Sci. 55; on implicit rewards, Tang et al.
+    2024, https://arxiv.org/abs/2402.05749
+
+    >>> exponential(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])).tolist()
+    [0.367879, 2.718282]
+    """
+    check_pair(chosen, rejected)
+    return _exp(rejected - chosen)
+
+
+def thurstone(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
+    r"""Negative log-likelihood of the preference under Thurstone's model, Case V (probit).
+
+    .. math:: \ell = -\log \Phi(r_w - r_l)
+
+    Both answers are felt with Gaussian noise; the unit of the rewards is the standard deviation of
+    the difference of the two noises.
+
+    Args:
+        chosen: ``float[B]``, reward of the preferred answer, in standard deviations.
+        rejected: ``float[B]``, reward of the other.
+
+    Returns:
+        ``float[B]`` in nats, in float32 at least; quadratic where the order is wrong.
+
+    Raises:
+        ValueError: if the shapes differ or are not floating.
+
+    Reference: Thurstone 1927, Psychological Review 34
+
+    >>> thurstone(jnp.array([0.0, 1.0]), jnp.array([0.0, 0.0])).tolist()
+    [0.693147, 0.172753]
+    """
+    check_pair(chosen, rejected)
+    lead = chosen - rejected
+    lead = lead.astype(jnp.promote_types(lead.dtype, jnp.float32))
+    return -jax.scipy.special.log_ndtr(lead)
+
+
+def smoothed(chosen: jax.Array, rejected: jax.Array, *, flip_rate: float = 0.1) -> jax.Array:
+    r"""Bradley-Terry on labels of which some are believed to be flipped (conservative DPO).
+
+    .. math:: \ell = -(1 - \epsilon) \log \sigma(r_w - r_l) - \epsilon \log \sigma(r_l - r_w)
+
+    The cross-entropy with the smoothed label: it is least at the finite lead
+    :math:`\log((1 - \epsilon) / \epsilon)`. Compare ``unbiased``.
+
+    Args:
+        chosen: ``float[B]``, reward of the preferred answer, in nats.
+        rejected: ``float[B]``, reward of the other.
+        flip_rate: the probability that a label is the wrong way round; 0 is ``bradley_terry``.
+
+    Returns:
+        ``float[B]`` in nats.
+
+    Raises:
+        ValueError: if the shapes differ or are not floating, or ``flip_rate`` is not in [0, 0.5).
+
+    Reference: Mitchell 2023, https://ericmitchell.ai/cdpo.pdf
+
+    >>> smoothed(jnp.array([1.0]), jnp.array([0.0]), flip_rate=0.1).tolist()
+    [0.413262]
+    """
+    check_pair(chosen, rejected)
+    check_flip_rate(flip_rate)
+    lead = chosen - rejected
+    return (1 - flip_rate) * jax.nn.softplus(-lead) + flip_rate * jax.nn.softplus(lead)
+
+
+def unbiased(chosen: jax.Array, rejected: jax.Array, *, flip_rate: float = 0.1) -> jax.Array:
+    r"""Bradley-Terry whose mean over random flips of the label is the clean one (robust DPO).
+
+    .. math:: \ell = \frac{-(1 - \epsilon) \log \sigma(r_w - r_l) + \epsilon \log \sigma(r_l - r_w)}
+              {1 - 2 \epsilon}
+
+    It is right on average if labels are flipped at this very rate and independently of the
+    answers, which it cannot check, and pays with a larger variance. It can be negative.
+
+    Args:
+        chosen: ``float[B]``, reward of the preferred answer, in nats.
+        rejected: ``float[B]``, reward of the other.
+        flip_rate: the probability that a label is the wrong way round; 0 is ``bradley_terry``.
+
+    Returns:
+        ``float[B]`` in nats.
+
+    Raises:
+        ValueError: if the shapes differ or are not floating, or ``flip_rate`` is not in [0, 0.5).
+
+    Reference: Chowdhury et al. 2024, https://arxiv.org/abs/2403.00409; the correction,
+    Natarajan et al. 2013, lemma 1, NeurIPS 26
+
+    >>> unbiased(jnp.array([1.0]), jnp.array([0.0]), flip_rate=0.1).tolist()
+    [0.188262]
+    """
+    check_pair(chosen, rejected)
+    check_flip_rate(flip_rate)
+    lead = chosen - rejected
+    clean, flipped = jax.nn.softplus(-lead), jax.nn.softplus(lead)
+    return ((1 - flip_rate) * clean - flip_rate * flipped) / (1 - 2 * flip_rate)
+
+
+def exo_pair(chosen: jax.Array, rejected: jax.Array, *, flip_rate: float = 1e-3) -> jax.Array:
+    r"""Divergence of the policy's preference from the smoothed label, the policy's first (EXO).
+
+    .. math::
+        q = \sigma(r_w - r_l), \qquad
+        \ell = q \log \frac{q}{1 - \epsilon} + (1 - q) \log \frac{1 - q}{\epsilon}
+
+    ``smoothed`` is, up to a constant, the divergence the other way round. Least, and 0, at the lead
+    :math:`\log((1 - \epsilon) / \epsilon)`. Its gradient vanishes where the order is badly wrong.
+
+    Args:
+        chosen: ``float[B]``, reward of the preferred answer, in nats.
+        rejected: ``float[B]``, reward of the other.
+        flip_rate: what the label leaves to the other answer; above 0.
+
+    Returns:
+        ``float[B]`` in nats.
+
+    Raises:
+        ValueError: if the shapes differ or are not floating, or ``flip_rate`` is not in (0, 0.5).
+
+    Reference: Ji et al. 2024, eq. 16, https://arxiv.org/abs/2402.00856
+
+    >>> exo_pair(jnp.array([0.0]), jnp.array([0.0]), flip_rate=0.1).tolist()
+    [0.510826]
+    """
+    check_pair(chosen, rejected)
+    check_flip_rate(flip_rate, may_be_zero=False)
+    lead = chosen - rejected
+    log_q, log_p = jax.nn.log_sigmoid(lead), jax.nn.log_sigmoid(-lead)
+    right = jnp.exp(log_q) * (log_q - jnp.log1p(-flip_rate))
+    return right + jnp.exp(log_p) * (log_p - jnp.log(flip_rate))
+
+
+def discopop(chosen: jax.Array, rejected: jax.Array, *, tau: float = 0.05) -> jax.Array:
+    r"""Logistic where the order is wrong, exponential where it is right (DiscoPOP).
+
+    .. math::
+        d = r_w - r_l, \quad s = \sigma(d / \tau), \qquad
+        \ell = -(1 - s) \log \sigma(d) + s \, e^{-d}
+
+    Found by a language model's search. Not convex: for a small ``tau`` it rises for leads around 0,
+    so a pair with the wrong order can come to rest there.
+
+    Args:
+        chosen: ``float[B]``, reward of the preferred answer, in nats.
+        rejected: ``float[B]``, reward of the other.
+        tau: width of the passage from one to the other, in nats.
+
+    Returns:
+        ``float[B]``.
+
+    Raises:
+        ValueError: if the shapes differ or are not floating, or ``tau`` is not positive.
+
+    Reference: Lu et al. 2024, eq. 5, https://arxiv.org/abs/2406.08414
+
+    >>> discopop(jnp.array([0.0, 1.0]), jnp.array([0.0, 0.0])).tolist()
+    [0.846574, 0.367879]
+    """
+    check_pair(chosen, rejected)
+    check_positive("tau", tau)
+    lead = chosen - rejected
+    logistic = jax.nn.sigmoid(-lead / tau) * jax.nn.softplus(-lead)
+    # One exponent: exp(-lead) alone overflows where its weight is 0.
+    return logistic + _exp(jax.nn.log_sigmoid(lead / tau) - lead)
