@@ -1,7 +1,7 @@
 """RLHF on real human ratings, from nothing to an improved policy, with its central problem on show.
 
 Pretrains a small language model on film reviews, fits a reward model to real raters' comparisons,
-improves the policy with RLOO while an independent judge (other snippets, other raters) watches.
+improves the policy with RLOO while an independent judge (other snippets, other ratings) watches.
 About 4 minutes on two cores, 2 once the language model is cached. Writes runs/quickstart/.
 """
 
@@ -91,7 +91,7 @@ def main(config: Config) -> None:
     ratings = rj.data.load_ratings(config.data)
     run = rj.runs.begin(config, free=("iterations", "data"))
     rj.training.compilation_cache()
-    # The humans. Proxy and gold judge share neither snippets nor raters; 1,000 films are for tests.
+    # The humans. Proxy and gold judge share no snippet and no column of ratings; 1,000 are tests.
     films = np.flatnonzero(ratings.domain == rj.data.DOMAINS.index("movies"))
     films = np.random.default_rng(0).permutation(films)
     test, texts = films[:1000], [ratings.texts[i] for i in films[1000:]]

@@ -46,7 +46,7 @@ def report_page(
             shown,
             "## Transparency",
             "After section 5 of Casper et al. 2023 (arXiv 2307.15217). The gold judge is a model "
-            "too, fitted to other people's ratings: it stands in for humans and is none.",
+            "too, fitted to other ratings: it stands in for humans and is none.",
             transparency_table(disclosed) + "\n",
         ]
     )

@@ -35,7 +35,7 @@ def plot_overoptimisation(rows: Rows, path: Path, *, budget: float | None = None
     distance = np.sqrt(np.maximum(_column(rows, "kl"), 0))
     for name, label, colour in (
         ("reward", "proxy: the reward model trained on", _BLUE),
-        ("gold", "gold: other snippets, other raters", _ORANGE),
+        ("gold", "gold: other snippets, other ratings", _ORANGE),
     ):
         left.plot(distance, _column(rows, name), color=colour, lw=0.6, alpha=0.5)
         left.scatter(distance, _column(rows, name), color=colour, s=12, label=label)

@@ -147,7 +147,7 @@ def _summary(result: Mapping[str, float | int | str]) -> str:
     return (
         f"The policy took {result['iterations']} steps ({result['stopped']}). Its answers score "
         f"{result['proxy_gain_sd']:+.2f} SD by the reward model it was trained on, and "
-        f"{result['gold_gain_sd']:+.2f} SD by a judge fitted to other sentences and other raters, "
+        f"{result['gold_gain_sd']:+.2f} SD by a judge fitted to other sentences and other ratings, "
         f"at a divergence of {result['sequence_kl_nats']:.1f} nats a sequence; "
         f"{result['distinct_2']:.0%} of its bigrams are distinct, "
         f"{result['distinct_2_reference']:.0%} before. A small model on one kind of text shows a "
