@@ -59,9 +59,12 @@ def word_vectors(
     information = np.log(near.data / (often[near.row] * context[near.col]))
     kept = information > 0
     entries = (information[kept], (near.row[kept], near.col[kept]))
-    matrix = scipy.sparse.csr_matrix(entries, shape).astype(np.float32)
-    # A fixed start makes the iteration the same every time.
-    left, singular, _ = scipy.sparse.linalg.svds(matrix, width, v0=np.ones(vocab_size, np.float32))
-    vectors = left * np.sqrt(np.maximum(singular, 0))
+    matrix = scipy.sparse.csr_matrix(entries, shape)
+    # A singular vector is unique up to its sign: turned to the side of a fixed direction, which is
+    # also where the iteration starts, it is the same every time. A symmetric direction such as
+    # all ones would be orthogonal to some of them, and leave their sign to rounding.
+    direction = np.random.default_rng(0).standard_normal(vocab_size)
+    left, singular, _ = scipy.sparse.linalg.svds(matrix, width, v0=direction)
+    vectors = left * np.sign(direction @ left) * np.sqrt(np.maximum(singular, 0))
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
     return (vectors / np.maximum(length, 1e-6) * (length > 1e-6)).astype(np.float32)
