@@ -4,9 +4,10 @@ Two families. With a critic, ``(rewards[B, T], values[B, T], mask[B, T]) -> [B, 
 ``(rewards[..., K]) -> [..., K]``: the ``K`` samples of a prompt are each other's baseline.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax import checks
 
 __all__ = ["gae", "group_normalised", "leave_one_out", "whiten"]
 
@@ -46,8 +47,7 @@ def gae(
     >>> gae(rewards, values, mask, discount=0.99, gae_lambda=0.95).tolist()
     [[0.4468, 0.3752, 0.3]]
     """
-    chex.assert_equal_shape([rewards, values, mask], exception_type=ValueError)
-    chex.assert_rank(rewards, 2, exception_type=ValueError)
+    checks.token_arrays(mask, rewards=rewards, values=values)
 
     def backwards(following, column):
         next_value, next_advantage = following
@@ -140,7 +140,7 @@ def whiten(values: jax.Array, mask: jax.Array, *, axis_name: str | None = None) 
     >>> whiten(jnp.array([1.0, 3.0, 99.0]), jnp.array([True, True, False])).tolist()
     [-1.0, 1.0, 0.0]
     """
-    chex.assert_equal_shape([values, mask], exception_type=ValueError)
+    checks.alike(values=values, mask=mask)
 
     def mean(entries):
         sums = jnp.stack([jnp.sum(jnp.where(mask, entries, 0)), jnp.sum(mask)])

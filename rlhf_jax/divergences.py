@@ -13,9 +13,10 @@ https://arxiv.org/abs/2506.09477
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax import checks
 
 __all__ = [
     "Coefficient",
@@ -46,7 +47,7 @@ def kl_k1(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     >>> kl_k1(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25]))).tolist()
     [0.6931]
     """
-    chex.assert_equal_shape([log_probs, ref_log_probs], exception_type=ValueError)
+    checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
     return log_probs - ref_log_probs
 
 
@@ -68,7 +69,7 @@ def kl_k2(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     >>> kl_k2(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25]))).tolist()
     [0.2402]
     """
-    chex.assert_equal_shape([log_probs, ref_log_probs], exception_type=ValueError)
+    checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
     return 0.5 * jnp.square(log_probs - ref_log_probs)
 
 
@@ -92,7 +93,7 @@ def kl_k3(log_probs: jax.Array, ref_log_probs: jax.Array) -> jax.Array:
     >>> kl_k3(jnp.log(jnp.array([0.5])), jnp.log(jnp.array([0.25]))).tolist()
     [0.1931]
     """
-    chex.assert_equal_shape([log_probs, ref_log_probs], exception_type=ValueError)
+    checks.alike(log_probs=log_probs, ref_log_probs=ref_log_probs)
     log_ratio = ref_log_probs - log_probs
     return jnp.expm1(log_ratio) - log_ratio
 
@@ -115,7 +116,7 @@ def exact_kl(logits: jax.Array, ref_logits: jax.Array) -> jax.Array:
     >>> exact_kl(jnp.log(jnp.array([0.5, 0.5])), jnp.log(jnp.array([0.7, 0.3]))).item()
     0.087177
     """
-    chex.assert_equal_shape([logits, ref_logits], exception_type=ValueError)
+    checks.alike(logits=logits, ref_logits=ref_logits)
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     ref_log_probs = jax.nn.log_softmax(ref_logits.astype(jnp.float32))
     probabilities = jnp.exp(log_probs)

@@ -10,10 +10,10 @@ reference 0: ``log_ratio`` is that of the reverse KL, the usual penalty; the oth
 ``forward_kl``, ``jensen_shannon`` and ``alpha_divergence``.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import checks
 from rlhf_jax.sequences import masked_mean
 
 __all__ = [
@@ -32,8 +32,7 @@ _LARGEST_EXPONENT = 80.0
 
 
 def _check(log_probs, ref_log_probs, mask):
-    chex.assert_equal_shape([log_probs, ref_log_probs, mask], exception_type=ValueError)
-    chex.assert_rank(log_probs, 2, exception_type=ValueError)
+    checks.token_arrays(mask, log_probs=log_probs, ref_log_probs=ref_log_probs)
 
 
 def log_ratio(log_probs: jax.Array, ref_log_probs: jax.Array, mask: jax.Array) -> jax.Array:

@@ -8,10 +8,10 @@ after it, is aligned with the token it speaks of instead: ``log_probs[b, t]`` be
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import checks
 from rlhf_jax.types import FactoredLogits
 
 __all__ = [
@@ -230,11 +230,6 @@ def _blockwise(hidden, unembedding, temperature, block_size, entropies):
     return log_normaliser, log_normaliser - weighted / normaliser if entropies else None
 
 
-def _check_token_arrays(values, mask):
-    chex.assert_equal_shape([values, mask], exception_type=ValueError)
-    chex.assert_rank([values, mask], 2, exception_type=ValueError)
-
-
 def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:
     """Mean of the entries that count; 0 where none does.
 
@@ -252,7 +247,7 @@ def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> 
     >>> float(masked_mean(jnp.array([1.0, 2.0, 99.0]), jnp.array([True, True, False])))
     1.5
     """
-    chex.assert_equal_shape([values, mask], exception_type=ValueError)
+    checks.alike(values=values, mask=mask)
     total = jnp.sum(jnp.where(mask, values, 0), axis=axis)
     return total / jnp.maximum(jnp.sum(mask, axis=axis), 1)
 
@@ -278,7 +273,7 @@ def token_mean(loss: jax.Array, mask: jax.Array) -> Mean:
     >>> float(total), float(count)
     (6.0, 3.0)
     """
-    _check_token_arrays(loss, mask)
+    checks.token_arrays(mask, loss=loss)
     return Mean(jnp.sum(jnp.where(mask, loss, 0)), jnp.sum(mask.astype(jnp.float32)))
 
 
@@ -303,7 +298,7 @@ def sequence_mean(loss: jax.Array, mask: jax.Array) -> Mean:
     >>> float(total), float(count)
     (5.0, 2.0)
     """
-    _check_token_arrays(loss, mask)
+    checks.token_arrays(mask, loss=loss)
     total = jnp.sum(masked_mean(loss, mask, axis=-1))
     return Mean(total, jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32)))
 
@@ -330,6 +325,6 @@ def constant_length(loss: jax.Array, mask: jax.Array, *, length: int) -> Mean:
     >>> float(total), float(count)
     (6.0, 8.0)
     """
-    _check_token_arrays(loss, mask)
+    checks.token_arrays(mask, loss=loss)
     rows = jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32))
     return Mean(jnp.sum(jnp.where(mask, loss, 0)), rows * length)

@@ -32,6 +32,10 @@ __all__ = [
     "Preferences",
     "Prompts",
     "PyTree",
+    "Ranked",
+    "RankingLoss",
+    "Rated",
+    "RatingLoss",
     "RewardFn",
     "SampleFn",
     "ScoreFn",
@@ -89,10 +93,45 @@ class Preferences:
     Attributes:
         chosen: ``Sequences`` of ``B`` rows.
         rejected: ``Sequences`` of ``B`` rows.
+        tied: ``bool[B]``, true where the human called the two equal, so that which of them stands
+            first means nothing; ``None`` if that was not an answer. Where it is given, the loss
+            is called with it: ``losses.davidson`` and ``losses.rao_kupper`` take it.
     """
 
     chosen: Sequences
     rejected: Sequences
+    tied: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Rated:
+    """Sequences of which each was judged by itself.
+
+    Attributes:
+        sequences: ``Sequences`` of ``B`` rows.
+        ratings: what was said of each: ``bool[B]``, good or bad; ``int32[B]``, a step on a scale;
+            or ``float[B]``, a reward (``float[B, T]``, one for each token).
+        unrelated: ``Sequences`` of ``B`` rows, prompts with answers to other prompts, from which
+            ``losses.kto`` gets the policy's divergence from its reference; ``None`` without.
+    """
+
+    sequences: Sequences
+    ratings: jax.Array
+    unrelated: Sequences | None = None
+
+
+@flax.struct.dataclass
+class Ranked:
+    """Several answers to each prompt, ordered by a human.
+
+    Attributes:
+        sequences: ``Sequences`` whose arrays are ``[B, N, T]``: ``N`` answers to each prompt. A
+            prompt whose first answer has no response token is padding.
+        rankings: ``int32[B, N]``, the answers' indices from the best to the worst.
+    """
+
+    sequences: Sequences
+    rankings: jax.Array
 
 
 @flax.struct.dataclass
@@ -211,8 +250,12 @@ ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 RewardFn = Callable[[Params, Sequences], jax.Array]
 # params, prompts of B rows, keys[B] -> B sequences with log_probs
 SampleFn = Callable[[Params, Prompts, Key], Sequences]
-# chosen[B], rejected[B] -> loss[B]
-PreferenceLoss = Callable[[jax.Array, jax.Array], jax.Array]
+# chosen[B], rejected[B] -> loss[B]; with a third argument, tied[B], for data with ties
+PreferenceLoss = Callable[..., jax.Array]
+# scores[B, N], rankings[B, N] -> loss[B]
+RankingLoss = Callable[[jax.Array, jax.Array], jax.Array]
+# rewards[B], ratings[B] (and, for implicit rewards, the KL in the same unit) -> loss[B]
+RatingLoss = Callable[..., jax.Array]
 # log_probs[B, T], ref_log_probs[B, T], mask[B, T] -> reward[B]
 ImplicitReward = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 # log_probs, old_log_probs, advantages, mask, all [B, T] -> loss[B, T]

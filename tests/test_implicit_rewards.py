@@ -52,8 +52,11 @@ def test_masked_tokens_do_not_matter(reward):
     gradient = jax.grad(lambda x: reward(x, REFERENCE, MASK)[0])(LOG_PROBS)
     np.testing.assert_array_equal(gradient[0, [0, 3]], [0, 0])
     assert (gradient[0, [1, 2]] > 0).all()
-    nothing = reward(LOG_PROBS, REFERENCE, jnp.zeros_like(MASK))
-    np.testing.assert_array_equal(nothing, [0])
+    both = [jnp.concatenate([x, x]) for x in (LOG_PROBS, REFERENCE)]
+    padded = reward(*both, jnp.concatenate([MASK, jnp.zeros_like(MASK)]))
+    np.testing.assert_array_equal(padded, [*reward(LOG_PROBS, REFERENCE, MASK), 0])
+    with pytest.raises(ValueError, match=r"mask \[1, 4\] has no true entry"):
+        reward(LOG_PROBS, REFERENCE, jnp.zeros_like(MASK))
     with pytest.raises(ValueError, match="shape"):
         reward(LOG_PROBS, REFERENCE[:, :2], MASK)
 

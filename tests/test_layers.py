@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
-    {"types"},
+    {"types", "checks"},
     {"sequences", "assets", "configuration"},
     {"losses", "implicit_rewards", "advantages", "divergences", "measures", "rewards"},
     {"humans", "models", "sampling", "algorithms"},

@@ -6,11 +6,10 @@ policy. That zero is the anchor: adding a constant to both rewards changes these
 mean little for a reward model, whose zero is arbitrary. The last one sorts over the batch.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.losses.checks import check_flip_rate, check_pair
+from rlhf_jax import checks
 from rlhf_jax.losses.preference import smoothed
 
 __all__ = [
@@ -45,7 +44,7 @@ def nca_pair(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     >>> nca_pair(jnp.array([0.0]), jnp.array([0.0])).tolist()
     [1.386294]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     noise = 0.5 * (jax.nn.softplus(chosen) + jax.nn.softplus(rejected))
     return jax.nn.softplus(-chosen) + noise
 
@@ -74,7 +73,7 @@ def bco_pair(
     >>> bco_pair(jnp.array([1.0]), jnp.array([-1.0])).tolist()
     [0.626523]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     shift = jax.lax.stop_gradient(shift)
     return jax.nn.softplus(shift - chosen) + jax.nn.softplus(rejected - shift)
 
@@ -103,7 +102,7 @@ def sppo_hard(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     >>> sppo_hard(jnp.array([0.5, 0.0]), jnp.array([-0.5, 0.0])).tolist()
     [0.0, 0.5]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     return jnp.square(chosen - 0.5) + jnp.square(rejected + 0.5)
 
 
@@ -129,7 +128,7 @@ def apo_zero(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     >>> apo_zero(jnp.array([1.0]), jnp.array([-1.0])).tolist()
     [0.537883]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     return jax.nn.sigmoid(-chosen) + jax.nn.sigmoid(rejected)
 
 
@@ -156,7 +155,7 @@ def apo_down(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     >>> apo_down(jnp.array([-1.0]), jnp.array([-2.0])).tolist()
     [0.537883]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     return jax.nn.sigmoid(chosen) + jax.nn.sigmoid(rejected - chosen)
 
 
@@ -198,11 +197,11 @@ def alternative_optimal_transport(
     >>> alternative_optimal_transport(jnp.array([2.0, 0.0]), jnp.array([0.0, 2.0])).tolist()
     [0.693147, 0.693147]
     """
-    check_pair(chosen, rejected)
-    chex.assert_rank([chosen, rejected], 1, exception_type=ValueError)
-    check_flip_rate(flip_rate)
+    checks.pair(chosen, rejected)
+    checks.vectors(chosen=chosen, rejected=rejected)
+    checks.flip_rate(flip_rate)
     if ref_lead is not None:
-        check_pair(chosen, ref_lead)
+        checks.alike(chosen=chosen, ref_lead=ref_lead)
         ref_lead = jax.lax.stop_gradient(ref_lead)
         chosen, rejected = chosen - rejected + ref_lead, ref_lead
     rank = jnp.argsort(jnp.argsort(chosen))

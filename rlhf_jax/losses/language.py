@@ -1,8 +1,9 @@
 """Language-model losses on the log-probabilities of given text."""
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax import checks
 
 __all__ = ["cross_entropy"]
 
@@ -25,5 +26,5 @@ def cross_entropy(log_probs: jax.Array, mask: jax.Array) -> jax.Array:
     >>> cross_entropy(jnp.array([[-1.0, -2.0]]), jnp.array([[False, True]])).tolist()
     [[0.0, 2.0]]
     """
-    chex.assert_equal_shape([log_probs, mask], exception_type=ValueError)
+    checks.token_arrays(mask, log_probs=log_probs)
     return jnp.where(mask, -log_probs, 0)

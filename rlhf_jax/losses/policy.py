@@ -7,17 +7,18 @@ The estimates are only valid if the tokens were in fact sampled from the old pol
 functions cannot check.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax import checks
 
 __all__ = ["ppo_clip", "reinforce"]
 
 
 def _check(log_probs, old_log_probs, advantages, mask):
-    arrays = [log_probs, old_log_probs, advantages, mask]
-    chex.assert_equal_shape(arrays, exception_type=ValueError)
-    chex.assert_rank(arrays, 2, exception_type=ValueError)
+    checks.token_arrays(
+        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
+    )
 
 
 def reinforce(

@@ -10,7 +10,7 @@ difference, the lead; those of ``anchored`` also ask where each of the two is.
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.losses.checks import check_flip_rate, check_pair, check_positive
+from rlhf_jax import checks
 
 __all__ = [
     "bradley_terry",
@@ -60,7 +60,7 @@ def bradley_terry(
     >>> bradley_terry(jnp.array([0.04]), jnp.array([-0.02])).tolist()
     [0.663597]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     return jax.nn.softplus(rejected - chosen + margin)
 
 
@@ -85,7 +85,7 @@ def hinge(chosen: jax.Array, rejected: jax.Array, *, margin: float = 1.0) -> jax
     >>> hinge(jnp.array([2.0, 0.5]), jnp.array([0.0, 0.0])).tolist()
     [0.0, 0.5]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     return jax.nn.relu(margin - (chosen - rejected))
 
 
@@ -113,8 +113,8 @@ def squared(chosen: jax.Array, rejected: jax.Array, *, tau: float = 0.5) -> jax.
     >>> squared(jnp.array([0.4]), jnp.array([-0.2]), tau=0.1).tolist()
     [19.36]
     """
-    check_pair(chosen, rejected)
-    check_positive("tau", tau)
+    checks.pair(chosen, rejected)
+    checks.positive(tau=tau)
     return jnp.square(chosen - rejected - 1 / (2 * tau))
 
 
@@ -141,7 +141,7 @@ def exponential(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     >>> exponential(jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0])).tolist()
     [0.367879, 2.718282]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     return _exp(rejected - chosen)
 
 
@@ -168,7 +168,7 @@ def thurstone(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     >>> thurstone(jnp.array([0.0, 1.0]), jnp.array([0.0, 0.0])).tolist()
     [0.693147, 0.172753]
     """
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     lead = chosen - rejected
     lead = lead.astype(jnp.promote_types(lead.dtype, jnp.float32))
     return -jax.scipy.special.log_ndtr(lead)
@@ -198,8 +198,8 @@ def smoothed(chosen: jax.Array, rejected: jax.Array, *, flip_rate: float = 0.1) 
     >>> smoothed(jnp.array([1.0]), jnp.array([0.0]), flip_rate=0.1).tolist()
     [0.413262]
     """
-    check_pair(chosen, rejected)
-    check_flip_rate(flip_rate)
+    checks.pair(chosen, rejected)
+    checks.flip_rate(flip_rate)
     lead = chosen - rejected
     return (1 - flip_rate) * jax.nn.softplus(-lead) + flip_rate * jax.nn.softplus(lead)
 
@@ -230,8 +230,8 @@ def unbiased(chosen: jax.Array, rejected: jax.Array, *, flip_rate: float = 0.1) 
     >>> unbiased(jnp.array([1.0]), jnp.array([0.0]), flip_rate=0.1).tolist()
     [0.188262]
     """
-    check_pair(chosen, rejected)
-    check_flip_rate(flip_rate)
+    checks.pair(chosen, rejected)
+    checks.flip_rate(flip_rate)
     lead = chosen - rejected
     clean, flipped = jax.nn.softplus(-lead), jax.nn.softplus(lead)
     return ((1 - flip_rate) * clean - flip_rate * flipped) / (1 - 2 * flip_rate)
@@ -263,8 +263,8 @@ def exo_pair(chosen: jax.Array, rejected: jax.Array, *, flip_rate: float = 1e-3)
     >>> exo_pair(jnp.array([0.0]), jnp.array([0.0]), flip_rate=0.1).tolist()
     [0.510826]
     """
-    check_pair(chosen, rejected)
-    check_flip_rate(flip_rate, may_be_zero=False)
+    checks.pair(chosen, rejected)
+    checks.flip_rate(flip_rate, may_be_zero=False)
     lead = chosen - rejected
     log_q, log_p = jax.nn.log_sigmoid(lead), jax.nn.log_sigmoid(-lead)
     right = jnp.exp(log_q) * (log_q - jnp.log1p(-flip_rate))
@@ -297,8 +297,8 @@ def discopop(chosen: jax.Array, rejected: jax.Array, *, tau: float = 0.05) -> ja
     >>> discopop(jnp.array([0.0, 1.0]), jnp.array([0.0, 0.0])).tolist()
     [0.846574, 0.367879]
     """
-    check_pair(chosen, rejected)
-    check_positive("tau", tau)
+    checks.pair(chosen, rejected)
+    checks.positive(tau=tau)
     lead = chosen - rejected
     logistic = jax.nn.sigmoid(-lead / tau) * jax.nn.softplus(-lead)
     # One exponent: exp(-lead) alone overflows where its weight is 0.

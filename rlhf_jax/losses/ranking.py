@@ -3,21 +3,20 @@
 Each is the negative log-likelihood of a model of choice, in nats, unreduced.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.losses.checks import check_pair, check_positive
+from rlhf_jax import checks
 
 __all__ = ["davidson", "ordinal", "plackett_luce", "rao_kupper"]
 
 
 def _check_ties(chosen, rejected, tied):
-    check_pair(chosen, rejected)
+    checks.pair(chosen, rejected)
     if tied is None:
         return jnp.zeros(chosen.shape, bool)
-    chex.assert_equal_shape([chosen, tied], exception_type=ValueError)
-    chex.assert_type(tied, bool, exception_type=ValueError)
+    checks.alike(chosen=chosen, tied=tied)
+    checks.booleans(tied=tied)
     return tied
 
 
@@ -54,7 +53,7 @@ def davidson(
     [1.386294, 0.693147]
     """
     tied = _check_ties(chosen, rejected, tied)
-    check_positive("tie_weight", tie_weight)
+    checks.positive(tie_weight=tie_weight)
     half = 0.5 * (chosen - rejected)
     tie = jnp.broadcast_to(jnp.log(jnp.asarray(tie_weight, half.dtype)), half.shape)
     total = jnp.logaddexp(jnp.logaddexp(half, -half), tie)
@@ -94,7 +93,7 @@ def rao_kupper(
     [1.313262, 0.771937]
     """
     tied = _check_ties(chosen, rejected, tied)
-    check_positive("threshold", threshold)
+    checks.positive(threshold=threshold)
     lead = chosen - rejected
     win, loss = jax.nn.softplus(threshold - lead), jax.nn.softplus(threshold + lead)
     # log(exp(2 eta) - 1), without the overflow of a large eta.
@@ -131,9 +130,10 @@ def ordinal(scores: jax.Array, ratings: jax.Array, *, cutpoints: jax.Array) -> j
     >>> jnp.exp(-ordinal(jnp.zeros(3), jnp.array([0, 1, 2]), cutpoints=cutpoints)).tolist()
     [0.268941, 0.462117, 0.268941]
     """
-    chex.assert_equal_shape([scores, ratings], exception_type=ValueError)
-    chex.assert_type([scores, ratings], [float, int], exception_type=ValueError)
-    chex.assert_rank(cutpoints, 1, exception_type=ValueError)
+    checks.alike(scores=scores, ratings=ratings)
+    checks.floating(scores=scores)
+    checks.integers(ratings=ratings)
+    checks.vectors(cutpoints=cutpoints)
     ends = jnp.full(1, jnp.inf, cutpoints.dtype)
     upper = jnp.concatenate([cutpoints, ends])[ratings]
     lower = jnp.concatenate([-ends, cutpoints])[ratings]
@@ -165,8 +165,9 @@ def plackett_luce(scores: jax.Array, rankings: jax.Array) -> jax.Array:
     >>> plackett_luce(jnp.zeros([1, 3]), jnp.array([[2, 0, 1]])).tolist()
     [1.791759]
     """
-    chex.assert_equal_shape([scores, rankings], exception_type=ValueError)
-    chex.assert_type([scores, rankings], [float, int], exception_type=ValueError)
+    checks.alike(scores=scores, rankings=rankings)
+    checks.floating(scores=scores)
+    checks.integers(rankings=rankings)
     ranked = jnp.take_along_axis(scores, rankings, axis=-1)
     left = jax.lax.cumlogsumexp(ranked, axis=ranked.ndim - 1, reverse=True)
     return jnp.sum(left - ranked, axis=-1)

@@ -5,20 +5,19 @@ Both take ``rewards: float[B]`` (``beta`` times an implicit reward), ``desirable
 return ``float[B]``.
 """
 
-import chex
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.losses.checks import check_positive
+from rlhf_jax import checks
 
 __all__ = ["apo_zero_unpaired", "kto"]
 
 
 def _anchored(rewards, desirable, anchor, desirable_weight, undesirable_weight):
-    chex.assert_equal_shape([rewards, desirable], exception_type=ValueError)
-    chex.assert_type([rewards, desirable], [float, bool], exception_type=ValueError)
-    check_positive("desirable_weight", desirable_weight)
-    check_positive("undesirable_weight", undesirable_weight)
+    checks.alike(rewards=rewards, desirable=desirable)
+    checks.floating(rewards=rewards)
+    checks.booleans(desirable=desirable)
+    checks.positive(desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     excess = rewards - anchor
     weight = jnp.where(desirable, desirable_weight, undesirable_weight)
     return weight * jax.nn.sigmoid(jnp.where(desirable, -excess, excess))
@@ -63,7 +62,7 @@ def kto(
     """
     anchor = jnp.maximum(jax.lax.stop_gradient(kl), 0)
     if jnp.ndim(anchor):
-        chex.assert_equal_shape([rewards, anchor], exception_type=ValueError)
+        checks.alike(rewards=rewards, kl=anchor)
     return _anchored(rewards, desirable, anchor, desirable_weight, undesirable_weight)
 
 

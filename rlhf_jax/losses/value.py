@@ -1,8 +1,9 @@
 """Value losses: how far a critic's estimates are from the returns that followed."""
 
-import chex
 import jax
 import jax.numpy as jnp
+
+from rlhf_jax import checks
 
 __all__ = ["clipped_value", "squared_value"]
 
@@ -26,7 +27,8 @@ def squared_value(values: jax.Array, old_values: jax.Array, returns: jax.Array) 
     >>> squared_value(jnp.array([[1.0]]), jnp.array([[0.0]]), jnp.array([[3.0]])).tolist()
     [[2.0]]
     """
-    chex.assert_equal_shape([values, old_values, returns], exception_type=ValueError)
+    checks.alike(values=values, old_values=old_values, returns=returns)
+    checks.floating(values=values, old_values=old_values, returns=returns)
     return 0.5 * jnp.square(values - jax.lax.stop_gradient(returns))
 
 
@@ -58,7 +60,8 @@ def clipped_value(
     >>> clipped_value(values, jnp.array([[0.0]]), returns).tolist()
     [[0.32]]
     """
-    chex.assert_equal_shape([values, old_values, returns], exception_type=ValueError)
+    checks.alike(values=values, old_values=old_values, returns=returns)
+    checks.floating(values=values, old_values=old_values, returns=returns)
     returns, old_values = jax.lax.stop_gradient((returns, old_values))
     clipped = jnp.clip(values, old_values - clip_range, old_values + clip_range)
     return 0.5 * jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns))

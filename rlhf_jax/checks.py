@@ -1,0 +1,124 @@
+"""What functions demand of their arguments: a ``ValueError`` with the argument's name and value.
+
+Shapes and dtypes are known while JAX traces, so those are always checked. Values are not: one that
+is being traced is taken on trust.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "alike",
+    "booleans",
+    "flip_rate",
+    "floating",
+    "integers",
+    "pair",
+    "positive",
+    "token_arrays",
+    "vectors",
+]
+
+
+def _traced(value: float | jax.Array) -> bool:
+    return isinstance(value, jax.core.Tracer)
+
+
+def alike(**arrays: jax.Array) -> None:
+    """All have one shape.
+
+    >>> alike(chosen=jnp.zeros(3), rejected=jnp.zeros(2))
+    Traceback (most recent call last):
+    ValueError: chosen and rejected must have one shape, not (3,) and (2,)
+    """
+    shapes = [jnp.shape(array) for array in arrays.values()]
+    if len(set(shapes)) > 1:
+        names, found = " and ".join(arrays), " and ".join(map(str, shapes))
+        raise ValueError(f"{names} must have one shape, not {found}")
+
+
+def _typed(kind: type, word: str, arrays: dict[str, jax.Array]) -> None:
+    for name, array in arrays.items():
+        try:
+            chex.assert_type(array, kind)
+        except AssertionError:
+            found = f"{jnp.result_type(array)}{list(jnp.shape(array))}"
+            raise ValueError(f"{name} must be {word}, not {found}") from None
+
+
+def floating(**arrays: jax.Array) -> None:
+    """All are of a floating dtype.
+
+    >>> floating(rewards=jnp.array([1, 2]))
+    Traceback (most recent call last):
+    ValueError: rewards must be floating, not int32[2]
+    """
+    _typed(float, "floating", arrays)
+
+
+def integers(**arrays: jax.Array) -> None:
+    """All are of an integer dtype."""
+    _typed(int, "integers", arrays)
+
+
+def booleans(**arrays: jax.Array) -> None:
+    """All are boolean."""
+    _typed(bool, "boolean", arrays)
+
+
+def pair(chosen: jax.Array, rejected: jax.Array) -> None:
+    """The two are floating and of one shape."""
+    alike(chosen=chosen, rejected=rejected)
+    floating(chosen=chosen, rejected=rejected)
+
+
+def vectors(**arrays: jax.Array) -> None:
+    """All are of rank 1."""
+    for name, array in arrays.items():
+        if jnp.ndim(array) != 1:
+            raise ValueError(f"{name} must be of rank 1, not {list(jnp.shape(array))}")
+
+
+def token_arrays(mask: jax.Array, **arrays: jax.Array) -> None:
+    """``mask`` and all others are ``[B, T]``, the others floating, and something counts.
+
+    A row in which nothing counts is padding and fine; a batch of nothing else is a mistake.
+
+    >>> token_arrays(jnp.array([[False, False]]), log_probs=jnp.zeros([1, 2]))
+    Traceback (most recent call last):
+    ValueError: mask [1, 2] has no true entry: nothing counts
+    """
+    alike(**arrays, mask=mask)
+    floating(**arrays)
+    if jnp.ndim(mask) != 2:
+        raise ValueError(f"{' and '.join(arrays)} must be [B, T], not {jnp.shape(mask)}")
+    if not _traced(mask) and not np.any(np.asarray(mask)):
+        raise ValueError(f"mask {list(jnp.shape(mask))} has no true entry: nothing counts")
+
+
+def positive(**values: float | jax.Array) -> None:
+    """All are above 0.
+
+    >>> positive(tau=0.0)
+    Traceback (most recent call last):
+    ValueError: tau must be positive, not 0.0
+    """
+    for name, value in values.items():
+        if not _traced(value) and not np.all(np.asarray(value) > 0):
+            raise ValueError(f"{name} must be positive, not {value}")
+
+
+def flip_rate(value: float | jax.Array, *, may_be_zero: bool = True) -> None:
+    """``value`` is a rate of flipped labels, below one half.
+
+    >>> flip_rate(0.5)
+    Traceback (most recent call last):
+    ValueError: flip_rate must be at least 0 and below 0.5, not 0.5
+    """
+    if _traced(value):
+        return
+    if not (0 <= value < 0.5) or (value == 0 and not may_be_zero):
+        low = "at least 0" if may_be_zero else "above 0"
+        raise ValueError(f"flip_rate must be {low} and below 0.5, not {value}")
