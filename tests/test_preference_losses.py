@@ -140,7 +140,7 @@ def test_bad_rewards_are_refused(loss, formula):
     x = jnp.zeros(3)
     with pytest.raises(ValueError, match="shape"):
         loss(x, x[:2])
-    with pytest.raises(ValueError, match="must be (floating|integers|boolean)"):
+    with pytest.raises(ValueError, match=r"must be (floating|integers|boolean)"):
         loss(x, x.astype(int))
 
 
@@ -333,7 +333,7 @@ def test_plackett_luce_lifts_the_best_lowers_the_worst_and_survives_large_scores
     assert np.isfinite(gradient).all()
     with pytest.raises(ValueError, match="shape"):
         losses.plackett_luce(large, ranking[:, :2])
-    with pytest.raises(ValueError, match="must be (floating|integers|boolean)"):
+    with pytest.raises(ValueError, match=r"must be (floating|integers|boolean)"):
         losses.plackett_luce(large, large)
 
 
@@ -384,7 +384,7 @@ def test_ordinal_refuses():
     x, ratings, cutpoints = jnp.zeros(3), jnp.zeros(3, int), jnp.zeros(2)
     with pytest.raises(ValueError, match="shape"):
         losses.ordinal(x, ratings[:2], cutpoints=cutpoints)
-    with pytest.raises(ValueError, match="must be (floating|integers|boolean)"):
+    with pytest.raises(ValueError, match=r"must be (floating|integers|boolean)"):
         losses.ordinal(x, x, cutpoints=cutpoints)
     with pytest.raises(ValueError, match=r"must be (of rank 1|\[B, T\])"):
         losses.ordinal(x, ratings, cutpoints=cutpoints[None])
@@ -431,7 +431,7 @@ def test_unpaired_losses_move_good_up_and_bad_down_and_refuse(loss):
         assert np.isfinite(value).all()
     with pytest.raises(ValueError, match="shape"):
         loss(jnp.zeros(2), LABELS, 0.0)
-    with pytest.raises(ValueError, match="must be (floating|integers|boolean)"):
+    with pytest.raises(ValueError, match=r"must be (floating|integers|boolean)"):
         loss(jnp.zeros(3), LABELS.astype(int), 0.0)
     with pytest.raises(ValueError, match="desirable_weight must be positive, not 0"):
         loss(jnp.zeros(3), LABELS, 0.0, desirable_weight=0)
