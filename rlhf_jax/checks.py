@@ -4,6 +4,9 @@ Shapes and dtypes are known while JAX traces, so those are always checked. Value
 is being traced is taken on trust.
 """
 
+import inspect
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,6 +20,7 @@ __all__ = [
     "integers",
     "pair",
     "positive",
+    "takes",
     "token_arrays",
     "vectors",
 ]
@@ -108,6 +112,21 @@ def positive(**values: float | jax.Array) -> None:
     for name, value in values.items():
         if not _traced(value) and not np.all(np.asarray(value) > 0):
             raise ValueError(f"{name} must be positive, not {value}")
+
+
+def takes(function: Callable, name: str, *arguments: str) -> None:
+    """``function`` can be called with these positional arguments and no others.
+
+    >>> takes(lambda rewards: rewards, "advantage", "rewards", "values", "mask")
+    Traceback (most recent call last):
+    ValueError: advantage will be called as advantage(rewards, values, mask), but it is ...
+    """
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        call = f"{name}({', '.join(arguments)})"
+        given = f"{name}{inspect.signature(function)}"
+        raise ValueError(f"{name} will be called as {call}, but it is {given}") from None
 
 
 def flip_rate(value: float | jax.Array, *, may_be_zero: bool = True) -> None:

@@ -4,9 +4,9 @@ from typing import NamedTuple
 
 import jax
 
-from rlhf_jax.types import Params, RewardFn, ScoreFn, Sequences
+from rlhf_jax.types import JudgeFn, Params, RewardFn, ScoreFn, Sequences
 
-__all__ = ["Standardised", "from_scores", "standardised"]
+__all__ = ["Standardised", "from_scores", "judge", "standardised"]
 
 
 def from_scores(score_fn: ScoreFn) -> RewardFn:
@@ -29,6 +29,30 @@ def from_scores(score_fn: ScoreFn) -> RewardFn:
         return score_fn(params, sequences.tokens, sequences.mask)
 
     return reward_fn
+
+
+def judge(reward_fn: RewardFn) -> JudgeFn:
+    r"""The Bradley-Terry judge that a reward implies: how often it would prefer the first of two.
+
+    .. math:: P(x \succ x') = \sigma(r(x) - r(x'))
+
+    Args:
+        reward_fn: ``(params, sequences) -> rewards[B]``, in nats.
+
+    Returns:
+        A ``JudgeFn`` of the same parameters.
+
+    >>> import jax.numpy as jnp
+    >>> reward_fn = from_scores(lambda params, tokens, mask: jnp.sum(tokens, axis=-1) / 1.0)
+    >>> one, two = (Sequences(jnp.array([[n]]), jnp.ones([1, 1]), None) for n in (1, 2))
+    >>> judge(reward_fn)((), one, two).tolist()
+    [0.268941]
+    """
+
+    def judge_fn(params: Params, first: Sequences, second: Sequences) -> jax.Array:
+        return jax.nn.sigmoid(reward_fn(params, first) - reward_fn(params, second))
+
+    return judge_fn
 
 
 class Standardised(NamedTuple):

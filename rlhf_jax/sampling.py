@@ -8,9 +8,9 @@ sequences have. Each sequence has a key of its own and draws token ``t`` with
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.types import Decoder, Key, Params, Prompts, SampleFn, Sequences
+from rlhf_jax.types import Decoder, Key, Params, Prompts, PyTree, SampleFn, Sequences
 
-__all__ = ["filter_logits", "sampler"]
+__all__ = ["filter_logits", "geometric_mixture", "sampler"]
 
 
 def filter_logits(
@@ -80,6 +80,44 @@ def _categorical(keys: Key, log_probs: jax.Array, *, columns: int = 64) -> jax.A
     block, rest = invert(totals, target * totals.sum(axis=-1))
     column, _ = invert(jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0], rest)
     return (block * columns + column).astype(jnp.int32)
+
+
+def geometric_mixture(decoder: Decoder, *, reference_weight: float) -> Decoder:
+    r"""A policy between a policy and its reference, token by token.
+
+    .. math:: \log \pi_{mix}(x_t \mid x_{<t}) = (1 - \alpha) \log \pi(x_t \mid x_{<t})
+              + \alpha \log \pi_{ref}(x_t \mid x_{<t}) + \text{constant}
+
+    Args:
+        decoder: of both.
+        reference_weight: ``alpha``, from 0 (the policy) to 1 (the reference).
+
+    Returns:
+        A ``Decoder`` of the parameters ``(policy, reference)``.
+
+    Raises:
+        ValueError: if ``reference_weight`` is not in [0, 1].
+
+    Reference: Munos et al. 2023, https://arxiv.org/abs/2312.00886
+    """
+    if not 0 <= reference_weight <= 1:
+        raise ValueError(f"reference_weight must be from 0 to 1, not {reference_weight}")
+    weights = (1 - reference_weight, reference_weight)
+
+    def init_cache(batch_size: int, length: int) -> PyTree:
+        return tuple(decoder.init_cache(batch_size, length) for _ in weights)
+
+    def apply(
+        params: tuple[Params, Params], tokens: jax.Array, mask: jax.Array, cache: PyTree
+    ) -> tuple[jax.Array, PyTree]:
+        mixed, caches = 0.0, []
+        for weight, own_params, own_cache in zip(weights, params, cache, strict=True):
+            logits, own_cache = decoder.apply(own_params, tokens, mask, own_cache)
+            mixed += weight * jax.nn.log_softmax(logits.astype(jnp.float32))
+            caches.append(own_cache)
+        return mixed, tuple(caches)
+
+    return decoder._replace(init_cache=init_cache, apply=apply)
 
 
 def sampler(

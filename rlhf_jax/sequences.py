@@ -24,6 +24,7 @@ __all__ = [
     "masked_mean",
     "positions",
     "sequence_mean",
+    "sequence_sum",
     "token_log_probs",
     "token_mean",
 ]
@@ -303,8 +304,35 @@ def sequence_mean(loss: jax.Array, mask: jax.Array) -> Mean:
     return Mean(total, jnp.sum(jnp.any(mask, axis=-1).astype(jnp.float32)))
 
 
+def sequence_sum(loss: jax.Array, mask: jax.Array) -> Mean:
+    r"""The mean over sequences of each one's sum over tokens (RLOO; Dr. GRPO as published).
+
+    With a policy gradient this is the gradient of the expected reward of whole answers: the
+    log-probability of an answer is a sum.
+
+    Args:
+        loss: ``float[B, T]``.
+        mask: ``bool[B, T]``. A row without a true entry does not count.
+
+    Returns:
+        The undivided ``Mean``.
+
+    Raises:
+        ValueError: if the shapes differ or are not of rank 2.
+
+    Reference: Ahmadian et al. 2024, eq. 7, https://arxiv.org/abs/2402.14740
+
+    >>> loss = jnp.array([[1.0, 1.0], [4.0, 0.0]])
+    >>> mask = jnp.array([[True, True], [True, False]])
+    >>> total, count = sequence_sum(loss, mask)
+    >>> float(total), float(count)
+    (6.0, 2.0)
+    """
+    return constant_length(loss, mask, length=1)
+
+
 def constant_length(loss: jax.Array, mask: jax.Array, *, length: int) -> Mean:
-    r"""Sums over tokens divided by one constant length, so that long answers are not favoured.
+    r"""``sequence_sum`` divided by one constant length, which favours neither long nor short.
 
     Args:
         loss: ``float[B, T]``.

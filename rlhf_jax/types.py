@@ -23,6 +23,7 @@ __all__ = [
     "FactoredLogits",
     "GroupAdvantage",
     "ImplicitReward",
+    "JudgeFn",
     "Key",
     "LogitsFn",
     "Metrics",
@@ -248,6 +249,8 @@ ScoreFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 # params, sequences -> rewards[B]
 RewardFn = Callable[[Params, Sequences], jax.Array]
+# params, first, second (Sequences of B rows) -> probability[B] that the first is preferred
+JudgeFn = Callable[[Params, Sequences, Sequences], jax.Array]
 # params, prompts of B rows, keys[B] -> B sequences with log_probs
 SampleFn = Callable[[Params, Prompts, Key], Sequences]
 # chosen[B], rejected[B] -> loss[B]; with a third argument, tied[B], for data with ties
@@ -262,8 +265,9 @@ ImplicitReward = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 PolicyLoss = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 # values, old_values, returns, all [B, T] -> loss[B, T]
 ValueLoss = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-# rewards[N, K] -> advantages[N, K]: the samples of a prompt are each other's baseline
-GroupAdvantage = Callable[[jax.Array], jax.Array]
+# rewards[N, K] -> advantages[N, K]: the samples of a prompt are each other's baseline; with a
+# second argument, baseline[N], where one more answer to each prompt is the baseline
+GroupAdvantage = Callable[..., jax.Array]
 # rewards, values, mask, all [B, T] -> advantages[B, T]: a critic is the baseline
 TokenAdvantage = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -8,7 +8,15 @@ import jax
 import optax
 import toys
 
-from rlhf_jax import advantages, algorithms, divergences, implicit_rewards, losses, sequences
+from rlhf_jax import (
+    advantages,
+    algorithms,
+    divergences,
+    implicit_rewards,
+    losses,
+    rewards,
+    sequences,
+)
 from rlhf_jax.types import ActorCritic, Algorithm, Batch, TrainState
 
 
@@ -18,7 +26,7 @@ class Case(NamedTuple):
     batch: Callable[[int], Batch]  # seed -> batch
 
 
-def _direct(**settings):
+def _direct(batch=toys.preferences, **settings):
     def build(axis_name=None):
         optimizer = optax.sgd(0.3)
         return algorithms.direct(toys.bigram_logits, optimizer, axis_name=axis_name, **settings)
@@ -29,7 +37,19 @@ def _direct(**settings):
             return state
         return algorithm.init(toys.bigram_params(), jax.random.key(7), toys.bigram_params(1))
 
-    return Case(build, init, lambda seed: toys.preferences(8, seed, empty=(1, 6)))
+    return Case(build, init, lambda seed: batch(8, seed=seed, empty=(1, 6)))
+
+
+def _online(build_of):
+    def build(axis_name=None):
+        judge_fn = rewards.judge(toys.bag_reward)
+        return build_of(judge_fn, optax.sgd(0.3), axis_name=axis_name)
+
+    def init(algorithm):
+        judge, reference = toys.bag_params(2), toys.bigram_params(1)
+        return algorithm.init(toys.bigram_params(), jax.random.key(7), judge, reference)
+
+    return Case(build, init, lambda seed: toys.prompts(8, seed=seed, empty=(2, 3)))
 
 
 def _policy(critic=False, **settings):
@@ -77,7 +97,14 @@ CASES = {
         supervised_weight=0.5,
         reference_free=True,
     ),
+    "kto": _direct(toys.rated, loss=losses.kto, supervised_weight=0.5),
+    "ties": _direct(toys.ties, loss=losses.davidson),
+    "ranking": _direct(toys.ranked, loss=losses.plackett_luce, supervised_weight=0.5),
     "rloo": _policy(),
+    "online_dpo": _online(partial(algorithms.online_dpo, toys.bigram_logits, toys.sample_fn())),
+    "nash_md": _online(
+        partial(algorithms.nash_md, toys.bigram_logits, toys.sample_fn(), toys.mixture_fn())
+    ),
     "grpo": _policy(
         advantage=advantages.group_normalised,
         policy_loss=losses.ppo_clip,

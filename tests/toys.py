@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import sampling
-from rlhf_jax.types import Decoder, Preferences, Prompts, Sequences
+from rlhf_jax.types import Decoder, Preferences, Prompts, Ranked, Rated, Sequences
 
 VOCAB, EOS = 11, 1
 
@@ -61,6 +61,24 @@ def preferences(rows, seed=0, empty=()):
     )
 
 
+def ties(rows, seed=0, empty=()):
+    """Every third pair was called equal."""
+    return preferences(rows, seed, empty).replace(tied=np.arange(rows) % 3 == 0)
+
+
+def rated(rows, seed=0, empty=()):
+    """Good where the first word is even; answers to other prompts with it."""
+    text = sequences(rows, seed=seed, empty=empty)
+    return Rated(text, text.tokens[:, 2] % 2 == 0, sequences(rows, seed=seed + 1, empty=empty[:1]))
+
+
+def ranked(rows, answers=3, seed=0, empty=()):
+    """The answers to a prompt, ranked by their first word."""
+    sides = [sequences(rows, seed=seed + n, empty=empty) for n in range(answers)]
+    stacked = jax.tree.map(lambda *x: np.stack(x, axis=1), *sides)
+    return Ranked(stacked, np.argsort(-stacked.tokens[:, :, 2], axis=1).astype(np.int32))
+
+
 def prompts(rows, length=3, seed=0, empty=()):
     """Padded on the left."""
     rng = np.random.default_rng(seed)
@@ -72,3 +90,8 @@ def prompts(rows, length=3, seed=0, empty=()):
 
 def sample_fn(new_tokens=5, eos_id=EOS):
     return sampling.sampler(BIGRAM, max_new_tokens=new_tokens, eos_id=eos_id)
+
+
+def mixture_fn(reference_weight=0.25, new_tokens=5, eos_id=EOS):
+    mixture = sampling.geometric_mixture(BIGRAM, reference_weight=reference_weight)
+    return sampling.sampler(mixture, max_new_tokens=new_tokens, eos_id=eos_id)

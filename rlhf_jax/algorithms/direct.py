@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, rows_mean, updated
+from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, updated
+from rlhf_jax.algorithms.feedback import Feedback, imitated, judged, lined_up
 from rlhf_jax.implicit_rewards import log_ratio
 from rlhf_jax.losses import bradley_terry, cross_entropy
 from rlhf_jax.sequences import token_log_probs, token_mean
@@ -16,7 +17,8 @@ from rlhf_jax.types import (
     Metrics,
     Params,
     PreferenceLoss,
-    Preferences,
+    RankingLoss,
+    RatingLoss,
     TrainState,
 )
 
@@ -28,38 +30,41 @@ def direct(
     optimizer: optax.GradientTransformation,
     *,
     beta: float = 0.1,
-    loss: PreferenceLoss = bradley_terry,
+    loss: PreferenceLoss | RatingLoss | RankingLoss = bradley_terry,
     implicit_reward: ImplicitReward = log_ratio,
+    loss_weight: float = 1.0,
     supervised_weight: float = 0.0,
     reference_free: bool = False,
     axis_name: str | None = None,
 ) -> Algorithm:
-    r"""A preference loss on the policy's implicit rewards.
+    r"""A loss of human feedback on the policy's implicit rewards.
 
-    .. math:: L(\theta) = \frac1B \sum_b \ell\left(\beta \hat r_\theta(x^w_b),
+    .. math:: L(\theta) = \frac{u}{B} \sum_b \ell\left(\beta \hat r_\theta(x^w_b),
               \beta \hat r_\theta(x^l_b)\right) + w \, L_{SFT}(x^w)
 
-    ``log_ratio`` with ``bradley_terry`` is DPO; with ``partial(squared, tau=...)`` and ``beta=1``
-    IPO; ``mean_log_prob`` with ``partial(bradley_terry, margin=...)`` SimPO; ``log_odds`` with
-    ``bradley_terry`` and ``supervised_weight`` ORPO; ``log_prob`` with ``partial(hinge,
-    margin=...)`` and ``supervised_weight`` SLiC-HF.
+    ``log_ratio`` with ``bradley_terry`` is DPO. The methods that have a name are in
+    ``algorithms.presets``, each a ``partial`` of this.
 
     Args:
         logits_fn: the policy.
         optimizer: any optax transformation.
         beta: multiplies the implicit reward, here and nowhere else; reward per nat.
-        loss: any preference loss.
+        loss: any loss that fits the batch: of preferences, of ratings or of rankings.
         implicit_reward: what the log-probabilities say an answer is worth.
-        supervised_weight: ``w``, weight of the chosen answers' mean negative log-likelihood.
+        loss_weight: ``u``, weight of that loss.
+        supervised_weight: ``w``, weight of the good answers' mean negative log-likelihood (the
+            chosen, the desirable, the best of a ranking).
         reference_free: whether to do without a reference policy, for implicit rewards that ignore
             it (their ``ref_log_probs`` are then zeros).
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
         An ``Algorithm``. ``init(params, key, reference=None)``: the reference is by default a copy
-        of ``params``. The batch is ``Preferences`` (rows without any response token are padding);
-        metrics ``loss``, ``accuracy`` (ties half), ``margin``, ``chosen_reward``,
-        ``rejected_reward``, ``grad_norm``.
+        of ``params``. The batch is ``Preferences``, ``Rated`` or ``Ranked`` (rows without any
+        response token are padding). Metrics ``loss`` and ``grad_norm``, and with ``Preferences``
+        ``accuracy`` (ties half), ``margin``, ``chosen_reward``, ``rejected_reward``; with ``Rated``
+        ``reward``, ``desirable_reward``, ``undesirable_reward``, ``unrelated_reward``; with
+        ``Ranked`` ``accuracy`` (of all pairs), ``best_reward``, ``worst_reward``.
 
     Reference: Rafailov et al. 2023, https://arxiv.org/abs/2305.18290
     """
@@ -68,13 +73,12 @@ def direct(
         reference = params if reference is None else reference
         return new_state(params, optimizer, key, frozen=() if reference_free else reference)
 
-    def step(state: TrainState, batch: Preferences) -> tuple[TrainState, Metrics]:
-        both = jax.tree.map(lambda *sides: jnp.concatenate(sides), batch.chosen, batch.rejected)
-        valid = jnp.any(batch.chosen.response_mask, axis=-1)
-        mask, chosen_mask = both.response_mask, batch.chosen.response_mask
+    def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
+        rows, valid = lined_up(batch)
+        mask = rows.response_mask
 
         def log_probs_of(params):
-            return token_log_probs(logits_fn(params, both.tokens, both.mask), both.tokens)
+            return token_log_probs(logits_fn(params, rows.tokens, rows.mask), rows.tokens)
 
         if reference_free:
             ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
@@ -84,19 +88,14 @@ def direct(
         def objective(params):
             log_probs = log_probs_of(params)
             rewards = beta * implicit_reward(log_probs, ref_log_probs, mask)
-            chosen, rejected = jnp.split(rewards, 2)
-            lead = chosen - rejected
-            right = (lead > 0) + 0.5 * (lead == 0)
-            further = {
-                "accuracy": rows_mean(right, valid),
-                "margin": rows_mean(lead, valid),
-                "chosen_reward": rows_mean(chosen, valid),
-                "rejected_reward": rows_mean(rejected, valid),
-            }
-            terms = {"preference": Term(1.0, rows_mean(loss(chosen, rejected), valid))}
+            mean, further = judged(
+                batch, rewards.reshape(-1, valid.size), loss, axis_name=axis_name
+            )
+            terms = {"preference": Term(loss_weight, mean)}
             if supervised_weight:
-                text = cross_entropy(jnp.split(log_probs, 2)[0], chosen_mask)
-                terms["supervised"] = Term(supervised_weight, token_mean(text, chosen_mask))
+                text = mask & imitated(batch).reshape(-1, 1)
+                losses = cross_entropy(log_probs, text)
+                terms["supervised"] = Term(supervised_weight, token_mean(losses, text))
             return terms, further
 
         gradient, metrics = gradients(objective, state.params, axis_name)

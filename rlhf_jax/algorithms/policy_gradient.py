@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import advantages as adv
+from rlhf_jax import checks
 from rlhf_jax.algorithms.common import (
     Term,
     advance,
@@ -55,6 +56,8 @@ Penalty = Callable[[jax.Array, jax.Array], jax.Array]
 
 # Sets the keys of the minibatches apart from those of the sequences, which count up from 0.
 _SHUFFLE = 2**31 - 1
+# Likewise those of the answers that are only compared with.
+_BASELINE = 2**31 - 2
 
 
 class Frozen(NamedTuple):
@@ -92,6 +95,8 @@ def policy_gradient(
     *,
     samples_per_prompt: int = 4,
     advantage: GroupAdvantage | TokenAdvantage | None = None,
+    per_token: bool | None = None,
+    baseline_fn: SampleFn | None = None,
     policy_loss: PolicyLoss = reinforce,
     kl_coefficient: float | Coefficient = 0.05,
     reward_penalty: Penalty | None = kl_k1,
@@ -114,10 +119,8 @@ def policy_gradient(
               - \beta \log \frac{\pi_\theta(x)}{\pi_{ref}(x)}\right]
 
     One step is one pure function: ``K`` answers to each prompt are generated, scored and compared
-    with the reference, advantages are estimated, and ``epochs * minibatches`` updates made. RLOO is
-    ``leave_one_out`` with ``reinforce`` (the defaults). GRPO is ``group_normalised`` with
-    ``ppo_clip``, ``reward_penalty=None`` and ``loss_penalty=kl_k3``. PPO is ``value_fn`` (hence
-    ``gae``) with ``ppo_clip``, ``whiten=True`` and several epochs.
+    with the reference, advantages are estimated, and ``epochs * minibatches`` updates made. The
+    methods that have a name are in ``algorithms.presets``, each a ``partial`` of this.
 
     Args:
         logits_fn: the policy, ``params -> logits``; of ``ActorCritic.policy`` if there is a critic.
@@ -125,8 +128,13 @@ def policy_gradient(
         reward_fn: ``(frozen.reward, sequences) -> rewards[B]``.
         optimizer: any optax transformation.
         samples_per_prompt: ``K``.
-        advantage: without a critic ``(rewards[N, K]) -> [N, K]``, by default ``leave_one_out``;
-            with one ``(rewards, values, mask) -> [B, T]``, by default ``gae``.
+        advantage: of answers ``(rewards[N, K]) -> [N, K]``, by default ``leave_one_out``; or, if
+            ``per_token``, ``(rewards, values, mask) -> [B, T]``, by default ``gae``.
+        per_token: whether the advantage is of tokens; by default if there is a critic. Without one
+            its ``values`` are zeros.
+        baseline_fn: samples one more answer to each prompt, whose reward is what the others are
+            compared with: ``advantage`` is then ``(rewards[N, K], baseline[N]) -> [N, K]``. A
+            greedy ``sampling.sampler`` makes it ReMax's.
         policy_loss: ``(log_probs, old_log_probs, advantages, mask) -> [B, T]``.
         kl_coefficient: beta, a number or a ``Coefficient``, in reward per nat.
         reward_penalty: the divergence that beta times is taken off the reward, or ``None``.
@@ -172,8 +180,15 @@ def policy_gradient(
         raise ValueError(
             f"temperature must be positive, not {temperature}: a greedy policy has no gradient"
         )
+    per_token = value_fn is not None if per_token is None else per_token
+    if value_fn is not None and not per_token:
+        raise ValueError("a critic (value_fn) needs an advantage of tokens: per_token must be True")
     if advantage is None:
-        advantage = adv.leave_one_out if value_fn is None else adv.gae
+        advantage = adv.gae if per_token else adv.leave_one_out
+    if per_token:
+        checks.takes(advantage, "advantage", "rewards", "values", "mask")
+    else:
+        checks.takes(advantage, "advantage", "rewards", *(["baseline"] if baseline_fn else []))
     if not isinstance(kl_coefficient, Coefficient):
         kl_coefficient = fixed_coefficient(kl_coefficient)
 
@@ -193,12 +208,18 @@ def policy_gradient(
         frozen = Frozen(reference, reward, watched)
         return new_state(params, optimizer, key, frozen=frozen, extra=kl_coefficient.init())
 
+    def baseline(state: TrainState, prompts: Prompts, key: Key) -> jax.Array:
+        """The rewards of the answers that are compared with."""
+        keys = row_keys(jax.random.fold_in(key, _BASELINE), prompts.tokens.shape[0], axis_name)
+        answers = baseline_fn(policy_of(state.params), prompts, keys)
+        return reward_fn(state.frozen.reward, answers).astype(jnp.float32)
+
     def explore(state: TrainState, prompts: Prompts) -> tuple[Experience, Metrics, Metrics]:
         """Samples, scores and estimates advantages; metrics, and those that are only watched."""
         key = jax.random.fold_in(state.key, state.step)
+        policy = policy_of(state.params)
         answered = jax.tree.map(lambda x: jnp.repeat(x, samples_per_prompt, axis=0), prompts)
         keys = row_keys(key, answered.tokens.shape[0], axis_name)
-        policy = policy_of(state.params)
         sequences: Sequences = sample_fn(policy, answered, keys)
         valid = jnp.any(answered.mask, axis=-1)
         mask = sequences.response_mask & valid[:, None]
@@ -218,15 +239,17 @@ def policy_gradient(
         if reward_penalty is not None:
             penalty = jnp.where(mask, reward_penalty(old_log_probs, ref_log_probs), 0) * state.extra
 
-        if value_fn is None:
-            values = returns = jnp.zeros_like(old_log_probs)
-            totals = (rewards - jnp.sum(penalty, axis=-1)).reshape(-1, samples_per_prompt)
-            estimates = advantage(totals).reshape(-1, 1) * jnp.ones_like(old_log_probs)
-        else:
+        values = jnp.zeros_like(old_log_probs)
+        if value_fn is not None:
             values = value_fn(state.params.critic, tokens, sequences.mask)
+        if per_token:
             dense = jnp.where(last_token(mask), rewards[:, None], 0) - penalty
             estimates = advantage(dense, values, mask)
-            returns = estimates + values
+        else:
+            totals = (rewards - jnp.sum(penalty, axis=-1)).reshape(-1, samples_per_prompt)
+            compared = () if baseline_fn is None else (baseline(state, prompts, key),)
+            estimates = advantage(totals, *compared).reshape(-1, 1) * jnp.ones_like(old_log_probs)
+        returns = estimates + values
         if whiten:
             estimates = adv.whiten(estimates, mask, axis_name=axis_name)
 

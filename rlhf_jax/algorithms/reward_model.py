@@ -13,6 +13,7 @@ from rlhf_jax.algorithms.common import (
     rows_mean,
     updated,
 )
+from rlhf_jax.algorithms.feedback import Feedback, judged, lined_up
 from rlhf_jax.losses import bradley_terry
 from rlhf_jax.types import (
     Algorithm,
@@ -20,7 +21,8 @@ from rlhf_jax.types import (
     Metrics,
     Params,
     PreferenceLoss,
-    Preferences,
+    RankingLoss,
+    RatingLoss,
     ScoreFn,
     TrainState,
 )
@@ -32,32 +34,35 @@ def reward_model(
     score_fn: ScoreFn,
     optimizer: optax.GradientTransformation,
     *,
-    loss: PreferenceLoss = bradley_terry,
+    loss: PreferenceLoss | RatingLoss | RankingLoss = bradley_terry,
+    centering: float = 0.0,
     token_dropout: float = 0.0,
     axis_name: str | None = None,
 ) -> Algorithm:
-    r"""Fits a score to human comparisons.
+    r"""Fits a score to human feedback.
 
     .. math:: L(\phi) = \frac1B \sum_b \ell\left(r_\phi(x^w_b), r_\phi(x^l_b)\right)
+              + c \left(r_\phi(x^w_b) + r_\phi(x^l_b)\right)^2
 
     Args:
         score_fn: the reward model.
         optimizer: any optax transformation; weight decay there is the regulariser.
-        loss: any preference loss.
+        loss: any loss that fits the batch: of preferences, of ratings or of rankings.
+        centering: ``c``, holds the scores around 0, which comparisons leave open.
         token_dropout: the probability with which each token is hidden from the model while
             training, through the mask.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
-        An ``Algorithm`` whose batch is ``Preferences`` (rows without any response token are
-        padding); metrics ``loss``, ``accuracy`` (ties half), ``margin`` (mean lead of the chosen),
-        ``grad_norm``.
+        An ``Algorithm`` whose batch is ``Preferences``, ``Rated`` or ``Ranked`` (rows without any
+        response token are padding); metrics as of ``direct``.
 
     Raises:
         ValueError: if ``token_dropout`` is not in [0, 1).
 
-    Reference: Ouyang et al. 2022, eq. 1, https://arxiv.org/abs/2203.02155; token dropout, Iyyer et
-    al. 2015 (deep averaging networks), ACL
+    Reference: Ouyang et al. 2022, eq. 1, https://arxiv.org/abs/2203.02155; centering, Eisenstein et
+    al. 2023, https://arxiv.org/abs/2312.09244; token dropout, Iyyer et al. 2015 (deep averaging
+    networks), ACL
     """
     if not 0 <= token_dropout < 1:
         raise ValueError(f"token_dropout must be at least 0 and below 1, not {token_dropout}")
@@ -65,25 +70,25 @@ def reward_model(
     def init(params: Params, key: Key) -> TrainState:
         return new_state(params, optimizer, key)
 
-    def step(state: TrainState, batch: Preferences) -> tuple[TrainState, Metrics]:
-        sequences = jax.tree.map(
-            lambda *sides: jnp.concatenate(sides), batch.chosen, batch.rejected
-        )
-        valid = jnp.any(batch.chosen.response_mask, axis=-1)
-        mask = sequences.mask
+    def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
+        rows, valid = lined_up(batch)
+        mask, judgements = rows.mask, valid.size
         if token_dropout:
             key = jax.random.fold_in(state.key, state.step)
-            keys = jax.vmap(jax.random.split)(row_keys(key, valid.shape[0], axis_name))
-            keys = jnp.concatenate([keys[:, 0], keys[:, 1]])
+            sides = mask.shape[0] // judgements
+            keys = row_keys(key, judgements, axis_name)
+            keys = jax.vmap(lambda k: jax.random.split(k, sides), out_axes=1)(keys).reshape(-1)
             keep = jax.vmap(lambda k, row: jax.random.bernoulli(k, 1 - token_dropout, row.shape))
             mask &= keep(keys, mask)
 
         def objective(params):
-            chosen, rejected = jnp.split(score_fn(params, sequences.tokens, mask), 2)
-            lead = chosen - rejected
-            right = (lead > 0) + 0.5 * (lead == 0)
-            further = {"accuracy": rows_mean(right, valid), "margin": rows_mean(lead, valid)}
-            return {"loss": Term(1.0, rows_mean(loss(chosen, rejected), valid))}, further
+            scores = score_fn(params, rows.tokens, mask).reshape(-1, judgements)
+            mean, further = judged(batch, scores, loss, axis_name=axis_name)
+            terms = {"preference": Term(1.0, mean)}
+            if centering:
+                drift = jnp.square(jnp.sum(scores, axis=0))
+                terms["centering"] = Term(centering, rows_mean(drift, valid))
+            return terms, further
 
         gradient, metrics = gradients(objective, state.params, axis_name)
         params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)

@@ -1,0 +1,216 @@
+"""Learning from a judge of pairs, on the policy's own answers: online DPO and Nash-MD."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from rlhf_jax.algorithms.common import (
+    Term,
+    advance,
+    divided,
+    gradients,
+    new_state,
+    row_keys,
+    rows_mean,
+    updated,
+)
+from rlhf_jax.algorithms.direct import direct
+from rlhf_jax.losses import bradley_terry, reinforce
+from rlhf_jax.sequences import sequence_sum, token_log_probs, token_mean
+from rlhf_jax.types import (
+    Algorithm,
+    JudgeFn,
+    Key,
+    LogitsFn,
+    Metrics,
+    Params,
+    PreferenceLoss,
+    Preferences,
+    Prompts,
+    SampleFn,
+    Sequences,
+    TrainState,
+)
+
+__all__ = ["Judged", "nash_md", "online_dpo"]
+
+
+class Judged(NamedTuple):
+    """What a policy is compared with, and by whom.
+
+    Attributes:
+        reference: parameters of the reference policy.
+        judge: parameters of the judge.
+    """
+
+    reference: Params
+    judge: Params
+
+
+def _init(optimizer):
+    def init(
+        params: Params, key: Key, judge: Params = (), reference: Params | None = None
+    ) -> TrainState:
+        reference = params if reference is None else reference
+        return new_state(params, optimizer, key, frozen=Judged(reference, judge))
+
+    return init
+
+
+def _answers(sample_fn, params, prompts, key, axis_name) -> Sequences:
+    """An answer to each prompt; that to a padding prompt is padding."""
+    keys = row_keys(key, prompts.tokens.shape[0], axis_name)
+    answers = sample_fn(params, prompts, keys)
+    real = jnp.any(prompts.mask, axis=-1)
+    return answers.replace(response_mask=answers.response_mask & real[:, None])
+
+
+def online_dpo(
+    logits_fn: LogitsFn,
+    sample_fn: SampleFn,
+    judge_fn: JudgeFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    beta: float = 0.1,
+    loss: PreferenceLoss = bradley_terry,
+    axis_name: str | None = None,
+) -> Algorithm:
+    r"""Direct preference optimisation on pairs that the policy writes and a judge compares.
+
+    .. math:: L(\theta) = E_{x, x' \sim \pi_\theta}\left[p\, \ell(\beta \hat r(x), \beta \hat r(x'))
+              + (1 - p)\, \ell(\beta \hat r(x'), \beta \hat r(x))\right], \qquad
+              \hat r = \log \frac{\pi_\theta}{\pi_{ref}}
+
+    One step samples two answers to each prompt, asks the judge for the probability ``p`` that the
+    first is preferred, and updates. The loss is the expected one over the judge's answers; a judge
+    that decides returns 0 or 1. No gradient goes through the sampling.
+
+    Args:
+        logits_fn: the policy.
+        sample_fn: the same policy generating, at temperature 1.
+        judge_fn: ``(frozen.judge, first, second) -> probability[B]``, as from ``rewards.judge``.
+        optimizer: any optax transformation.
+        beta: multiplies the log-ratio; reward per nat.
+        loss: any preference loss; with ``partial(squared, tau=...)`` and ``beta=1`` online IPO.
+        axis_name: the pmapped axis, for ``parallel.pmap_step``.
+
+    Returns:
+        An ``Algorithm``. ``init(params, key, judge=(), reference=None)``: the reference is by
+        default a copy of ``params``. The batch is ``Prompts`` (rows without any token are padding).
+        Metrics as of ``direct`` (the chosen is the one more likely to be preferred), ``kl`` (nats a
+        sequence), ``length`` (tokens), ``entropy`` (nats a token), ``confidence`` (of the judge in
+        its answer, from 0.5 to 1).
+
+    Reference: Guo et al. 2024, https://arxiv.org/abs/2402.04792; online IPO, Calandriello et al.
+    2024, https://arxiv.org/abs/2403.08635
+    """
+
+    def step(state: TrainState, prompts: Prompts) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(state.key, state.step)
+        twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), prompts)
+        answers = _answers(sample_fn, state.params, twice, key, axis_name)
+        first, second = (jax.tree.map(lambda x, n=n: x[n::2], answers) for n in (0, 1))
+        probability = judge_fn(state.frozen.judge, first, second)
+        swap = probability < 0.5
+        confidence = jnp.where(swap, 1 - probability, probability)
+
+        def expected(chosen, rejected):
+            return confidence * loss(chosen, rejected) + (1 - confidence) * loss(rejected, chosen)
+
+        def picked(ours, theirs):
+            return jnp.where(swap.reshape(-1, *[1] * (ours.ndim - 1)), theirs, ours)
+
+        pairs = Preferences(
+            jax.tree.map(picked, first, second), jax.tree.map(picked, second, first)
+        )
+        update = direct(logits_fn, optimizer, beta=beta, loss=expected, axis_name=axis_name)
+        after, metrics = update.step(state.replace(frozen=state.frozen.reference), pairs)
+        metrics["kl"] = (metrics["chosen_reward"] + metrics["rejected_reward"]) / (2 * beta)
+        valid = jnp.any(first.response_mask, axis=-1)
+        more = _described(answers) | {"confidence": rows_mean(confidence, valid)}
+        return after.replace(frozen=state.frozen), metrics | divided(more, axis_name)
+
+    return Algorithm(_init(optimizer), step)
+
+
+def nash_md(
+    logits_fn: LogitsFn,
+    sample_fn: SampleFn,
+    opponent_fn: SampleFn,
+    judge_fn: JudgeFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    kl_coefficient: float = 0.1,
+    axis_name: str | None = None,
+) -> Algorithm:
+    r"""Nash learning from human feedback: a policy that no other is preferred to.
+
+    .. math:: \nabla J = E\left[\left(P(x \succ x') - \tfrac12
+              - \tau \log \frac{\pi_\theta(x)}{\pi_{ref}(x)}\right)
+              \nabla \log \pi_\theta(x)\right], \quad x \sim \pi_\theta,\;
+              x' \sim \pi_\theta^{1 - \alpha} \pi_{ref}^{\alpha}
+
+    A judge of pairs need not have a reward behind it: preferences may go round in a circle. The
+    policy learns to win against a mixture of itself and the reference. The gradient is
+    Nash-MD-PG's: one sample of each for a prompt.
+
+    Args:
+        logits_fn: the policy.
+        sample_fn: the same policy generating, at temperature 1.
+        opponent_fn: the mixture generating, of the parameters ``(policy, reference)``, as from
+            ``sampling.sampler(sampling.geometric_mixture(decoder, reference_weight=alpha))``.
+        judge_fn: ``(frozen.judge, first, second) -> probability[B]`` that the first is preferred.
+        optimizer: any optax transformation.
+        kl_coefficient: ``tau``, in win rate per nat.
+        axis_name: the pmapped axis, for ``parallel.pmap_step``.
+
+    Returns:
+        An ``Algorithm``. ``init(params, key, judge=(), reference=None)``: the reference is by
+        default a copy of ``params``. The batch is ``Prompts`` (rows without any token are padding).
+        Metrics ``loss``, ``win_rate`` (against the mixture), ``kl`` (nats a sequence), ``length``
+        (tokens), ``entropy`` (nats a token), ``grad_norm``.
+
+    Reference: Munos et al. 2023, https://arxiv.org/abs/2312.00886
+    """
+
+    def step(state: TrainState, prompts: Prompts) -> tuple[TrainState, Metrics]:
+        key, rival_key = jax.random.split(jax.random.fold_in(state.key, state.step))
+        answers = _answers(sample_fn, state.params, prompts, key, axis_name)
+        both = (state.params, state.frozen.reference)
+        rivals = _answers(opponent_fn, both, prompts, rival_key, axis_name)
+        tokens, mask = answers.tokens, answers.response_mask
+        valid = jnp.any(mask, axis=-1)
+
+        def log_probs_of(params):
+            log_probs = token_log_probs(logits_fn(params, tokens, answers.mask), tokens)
+            return jnp.where(mask, log_probs, 0)
+
+        sampled = jnp.where(mask, answers.log_probs, 0)
+        ratio = jnp.sum(sampled - log_probs_of(state.frozen.reference), axis=-1)
+        wins = judge_fn(state.frozen.judge, answers, rivals)
+        advantages = (wins - 0.5 - kl_coefficient * ratio)[:, None] * jnp.ones_like(sampled)
+
+        def objective(params):
+            losses = reinforce(log_probs_of(params), sampled, advantages, mask)
+            return {"loss": Term(1.0, sequence_sum(losses, mask))}, {
+                "win_rate": rows_mean(wins, valid),
+                "kl": rows_mean(ratio, valid),
+                **_described(answers),
+            }
+
+        gradient, metrics = gradients(objective, state.params, axis_name)
+        params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
+        return advance(state, metrics, params=params, opt_state=opt_state)
+
+    return Algorithm(_init(optimizer), step)
+
+
+def _described(answers: Sequences) -> dict:
+    mask = answers.response_mask
+    length = jnp.sum(mask, axis=-1).astype(jnp.float32)
+    return {
+        "length": rows_mean(length, jnp.any(mask, axis=-1)),
+        "entropy": token_mean(-answers.log_probs, mask),
+    }
