@@ -1,7 +1,8 @@
 """Advantages: how much better an action, or a whole answer, was than expected.
 
-Two families. With a critic, ``(rewards[B, T], values[B, T], mask[B, T]) -> [B, T]``. Without one,
-``(rewards[..., K]) -> [..., K]``: the ``K`` samples of a prompt are each other's baseline.
+Two families. Of tokens, ``(rewards[B, T], values[B, T], mask[B, T]) -> [B, T]``, usually with a
+critic. Of whole answers, ``(rewards[..., K]) -> [..., K]``, without one: mostly the ``K`` samples
+of a prompt are each other's baseline.
 """
 
 import jax
@@ -9,7 +10,16 @@ import jax.numpy as jnp
 
 from rlhf_jax import checks
 
-__all__ = ["gae", "group_normalised", "leave_one_out", "whiten"]
+__all__ = [
+    "best_of_n",
+    "gae",
+    "greedy_baseline",
+    "group_normalised",
+    "leave_one_out",
+    "no_baseline",
+    "reinforce_plus_plus",
+    "whiten",
+]
 
 
 def gae(
@@ -64,6 +74,127 @@ def gae(
     columns = (rewards.T, values.T, mask.T)
     _, advantages = jax.lax.scan(backwards, (end, end), columns, reverse=True)
     return advantages.T
+
+
+def reinforce_plus_plus(
+    rewards: jax.Array,
+    values: jax.Array,
+    mask: jax.Array,
+    *,
+    discount: float = 1.0,
+    axis_name: str | None = None,
+) -> jax.Array:
+    r"""Returns, whitened over the whole batch: no critic, and no second sample (REINFORCE++).
+
+    .. math:: \hat A_t = \frac{G_t - \operatorname{mean}(G)}{\operatorname{std}(G)}, \qquad
+              G_t = \sum_{l \ge 0} \gamma^l r_{t+l}
+
+    The baseline is one number for all prompts, so a prompt that is easy counts as good.
+
+    Args:
+        rewards: ``float[B, T]``, the reward for choosing token ``t``, with the penalty for leaving
+            the reference.
+        values: ``float[B, T]``; not used: it is here so that this can stand where ``gae`` does.
+        mask: ``bool[B, T]``, the response's tokens; others are stepped over.
+        discount: gamma.
+        axis_name: the pmapped axis over whose devices, too, the returns are whitened.
+
+    Returns:
+        ``float[B, T]``, 0 where the mask is false.
+
+    Raises:
+        ValueError: if the shapes differ or are not of rank 2.
+
+    Reference: Hu et al. 2025, https://arxiv.org/abs/2501.03262
+
+    >>> rewards = jnp.array([[-0.5, 2.0], [0.0, -0.5]])
+    >>> reinforce_plus_plus(rewards, jnp.zeros([2, 2]), jnp.ones([2, 2], bool)).tolist()
+    [[0.76835, 1.207407], [-0.987878, -0.987878]]
+    """
+    # Without values and with lambda = 1, what gae accumulates is the return.
+    returns = gae(rewards, jnp.zeros_like(values), mask, discount=discount, gae_lambda=1.0)
+    return whiten(returns, mask, axis_name=axis_name)
+
+
+def no_baseline(rewards: jax.Array) -> jax.Array:
+    r"""The rewards themselves: plain REINFORCE, unbiased and of the highest variance.
+
+    .. math:: \hat A_k = r_k
+
+    Args:
+        rewards: ``float[..., K]``, of the ``K`` samples of a prompt, of which there may be one.
+
+    Returns:
+        ``float[..., K]``.
+
+    Raises:
+        ValueError: if the rewards are not floating.
+
+    Reference: Williams 1992, Machine Learning 8
+
+    >>> no_baseline(jnp.array([1.0, 0.0])).tolist()
+    [1.0, 0.0]
+    """
+    checks.floating(rewards=rewards)
+    return rewards
+
+
+def greedy_baseline(rewards: jax.Array, baseline: jax.Array) -> jax.Array:
+    r"""Each sample against the greedy answer to the same prompt (ReMax).
+
+    .. math:: \hat A_k = r_k - r(\operatorname{greedy})
+
+    Unbiased, for the baseline depends on the prompt alone. That it is of the same prompt, and as it
+    was when the samples were drawn, this cannot check.
+
+    Args:
+        rewards: ``float[..., K]``, of the ``K`` samples of a prompt, of which there may be one.
+        baseline: ``float[...]``, the reward of the prompt's most probable answer, token by token.
+
+    Returns:
+        ``float[..., K]``.
+
+    Raises:
+        ValueError: if ``baseline`` has not one entry a prompt.
+
+    Reference: Li et al. 2023, https://arxiv.org/abs/2310.10505
+
+    >>> greedy_baseline(jnp.array([[1.0, 0.0], [2.0, 3.0]]), jnp.array([0.5, 2.0])).tolist()
+    [[0.5, -0.5], [0.0, 1.0]]
+    """
+    checks.floating(rewards=rewards, baseline=baseline)
+    if rewards.ndim == 0 or rewards.shape[:-1] != baseline.shape:
+        raise ValueError(
+            "rewards [..., K] must have one baseline [...] a prompt, "
+            f"not {list(rewards.shape)} and {list(baseline.shape)}"
+        )
+    return rewards - baseline[..., None]
+
+
+def best_of_n(rewards: jax.Array) -> jax.Array:
+    r"""1 for the best of a prompt's samples, 0 for the others (RAFT, best-of-n distillation).
+
+    .. math:: \hat A_k = \frac{[r_k = \max_j r_j]}{\sum_i [r_i = \max_j r_j]}
+
+    With ``losses.reinforce`` the policy is then fine-tuned on its own best answers.
+
+    Args:
+        rewards: ``float[..., K]``, of the ``K`` samples of a prompt.
+
+    Returns:
+        ``float[..., K]`` of sum 1 over the samples: those that tie for the best share.
+
+    Raises:
+        ValueError: if ``K`` is less than 2.
+
+    Reference: Dong et al. 2023, https://arxiv.org/abs/2304.06767
+
+    >>> best_of_n(jnp.array([[0.0, 2.0, 1.0, -1.0], [3.0, 3.0, 1.0, 0.0]])).tolist()
+    [[0.0, 1.0, 0.0, 0.0], [0.5, 0.5, 0.0, 0.0]]
+    """
+    _samples(rewards, "best_of_n")
+    best = (rewards == jnp.max(rewards, axis=-1, keepdims=True)).astype(rewards.dtype)
+    return best / jnp.sum(best, axis=-1, keepdims=True)
 
 
 def leave_one_out(rewards: jax.Array) -> jax.Array:

@@ -26,6 +26,7 @@ HALF = len(INPUTS["lengths"]) // 2
 # TRL's loss of a pair with our name and the keyword that its label_smoothing is.
 PAIRED = {
     "sigmoid": (losses.bradley_terry, None),
+    "sigmoid_norm": (losses.bradley_terry, None),
     "hinge": (losses.hinge, None),
     "nca_pair": (losses.nca_pair, None),
     "bco_pair": (losses.bco_pair, None),
@@ -49,6 +50,11 @@ def dpo(log_probs, *, loss, beta, label_smoothing=0.0, tau=None, f_divergence=No
     }[f_divergence](*rows)
     if loss == "ipo":  # TRL's beta is IPO's tau, on the ratio per token
         return losses.squared(*jnp.split(reward / INPUTS["lengths"], 2), tau=beta)
+    if loss == "sft":  # the mean over all tokens of the chosen answers
+        chosen, mask = log_probs[:HALF, None], jnp.ones([HALF, 1], bool)
+        return losses.cross_entropy(chosen, mask).sum() / INPUTS["lengths"][:HALF].sum()
+    if loss == "sigmoid_norm":
+        reward = reward / INPUTS["lengths"]
     chosen, rejected = jnp.split(beta * reward, 2)
     if loss == "discopop":
         return losses.discopop(chosen, rejected, tau=tau)
@@ -86,8 +92,10 @@ def orpo(averages, *, beta):
     return -beta * losses.bradley_terry(*jnp.split(odds, 2))
 
 
-def reward(scores, *, margin):
-    return losses.bradley_terry(*jnp.split(scores, 2), margin=margin)
+def reward(scores, *, margin, centering=0.0):
+    chosen, rejected = jnp.split(scores, 2)
+    value = losses.bradley_terry(chosen, rejected, margin=margin)
+    return value + centering * jnp.square(chosen + rejected)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -107,6 +115,12 @@ def test_value_and_gradient_are_those_of_trl(case):
     np.testing.assert_allclose(gradient, case["gradient"], rtol=1e-5, atol=1e-6 * scale)
     if "values" in case:
         np.testing.assert_allclose(loss(given), case["values"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_goldens_hold_all_of_trls_losses_of_pairs():
+    found = {case["arguments"]["loss"] for case in GOLDEN["cases"] if case["trainer"] == "dpo"}
+    assert found == {*PAIRED, "ipo", "discopop", "sft"}
+    assert len(found) == 15
 
 
 def test_the_goldens_are_of_trl_and_hold_both_signs_of_the_kl():

@@ -9,7 +9,7 @@ from rlhf_jax.losses.anchored import (
     sppo_hard,
 )
 from rlhf_jax.losses.language import cross_entropy
-from rlhf_jax.losses.policy import ppo_clip, reinforce
+from rlhf_jax.losses.policy import ppo_clip, reinforce, sequence_clip, soft_gate
 from rlhf_jax.losses.preference import (
     bradley_terry,
     discopop,
@@ -24,14 +24,17 @@ from rlhf_jax.losses.preference import (
 from rlhf_jax.losses.ranking import davidson, ordinal, plackett_luce, rao_kupper
 from rlhf_jax.losses.unpaired import apo_zero_unpaired, kto
 from rlhf_jax.losses.value import clipped_value, squared_value
+from rlhf_jax.losses.weighted import awr, clipped_is, rwr, vespo
 
 __all__ = [
     "alternative_optimal_transport",
     "apo_down",
     "apo_zero",
     "apo_zero_unpaired",
+    "awr",
     "bco_pair",
     "bradley_terry",
+    "clipped_is",
     "clipped_value",
     "cross_entropy",
     "davidson",
@@ -46,10 +49,14 @@ __all__ = [
     "ppo_clip",
     "rao_kupper",
     "reinforce",
+    "rwr",
+    "sequence_clip",
     "smoothed",
+    "soft_gate",
     "sppo_hard",
     "squared",
     "squared_value",
     "thurstone",
     "unbiased",
+    "vespo",
 ]

@@ -162,12 +162,12 @@ def orpo(beta):
 SCORES = torch.randn(2 * B)
 
 
-def reward(margin):
+def reward(margin, centering=None):
     scores = SCORES.clone().requires_grad_()
     trainer = Stub(
         **SHARED,
         model=Stub(training=True),
-        args=Stub(center_rewards_coefficient=None),
+        args=Stub(center_rewards_coefficient=centering),
         _metrics=metrics(),
     )
     batch = {"attention_mask": torch.ones(2 * B, 2), "margin": torch.full([B], margin)}
@@ -176,7 +176,18 @@ def reward(margin):
     return {"mean": value.item(), "gradient": gradient.tolist()}
 
 
-PLAIN = ("sigmoid", "hinge", "ipo", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down")
+PLAIN = (
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+    "sft",
+)
 
 
 def cases():
@@ -205,6 +216,7 @@ def cases():
         yield cpo, {"loss": "simpo", "beta": beta, "simpo_gamma": 0.5}
         yield orpo, {"beta": beta}
         yield reward, {"margin": beta}
+        yield reward, {"margin": beta, "centering": 0.01}
 
 
 def main():
