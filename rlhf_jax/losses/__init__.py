@@ -8,7 +8,14 @@ from rlhf_jax.losses.anchored import (
     nca_pair,
     sppo_hard,
 )
-from rlhf_jax.losses.language import cross_entropy
+from rlhf_jax.losses.language import (
+    advantage_weighted,
+    conditional,
+    cross_entropy,
+    filtered,
+    reward_weighted,
+    unlikelihood,
+)
 from rlhf_jax.losses.policy import ppo_clip, reinforce, sequence_clip, soft_gate
 from rlhf_jax.losses.preference import (
     bradley_terry,
@@ -21,12 +28,13 @@ from rlhf_jax.losses.preference import (
     thurstone,
     unbiased,
 )
-from rlhf_jax.losses.ranking import davidson, ordinal, plackett_luce, rao_kupper
+from rlhf_jax.losses.ranking import davidson, ordinal, plackett_luce, rao_kupper, rrhf
 from rlhf_jax.losses.unpaired import apo_zero_unpaired, kto
 from rlhf_jax.losses.value import clipped_value, squared_value
 from rlhf_jax.losses.weighted import awr, clipped_is, rwr, vespo
 
 __all__ = [
+    "advantage_weighted",
     "alternative_optimal_transport",
     "apo_down",
     "apo_zero",
@@ -36,11 +44,13 @@ __all__ = [
     "bradley_terry",
     "clipped_is",
     "clipped_value",
+    "conditional",
     "cross_entropy",
     "davidson",
     "discopop",
     "exo_pair",
     "exponential",
+    "filtered",
     "hinge",
     "kto",
     "nca_pair",
@@ -49,6 +59,8 @@ __all__ = [
     "ppo_clip",
     "rao_kupper",
     "reinforce",
+    "reward_weighted",
+    "rrhf",
     "rwr",
     "sequence_clip",
     "smoothed",
@@ -58,5 +70,9 @@ __all__ = [
     "squared_value",
     "thurstone",
     "unbiased",
+<<<<<<< HEAD
     "vespo",
+=======
+    "unlikelihood",
+>>>>>>> language
 ]

@@ -1,6 +1,7 @@
-"""Likelihoods of human answers that are richer than "the first is better": ties, ratings, rankings.
+"""Losses on human answers that are richer than "the first is better": ties, ratings, rankings.
 
-Each is the negative log-likelihood of a model of choice, in nats, unreduced.
+Each is the negative log-likelihood of a model of choice, in nats, unreduced; all but ``rrhf``,
+which asks of a ranking no more than its order.
 """
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 
 from rlhf_jax import checks
 
-__all__ = ["davidson", "ordinal", "plackett_luce", "rao_kupper"]
+__all__ = ["davidson", "ordinal", "plackett_luce", "rao_kupper", "rrhf"]
 
 
 def _check_ties(chosen, rejected, tied):
@@ -142,6 +143,14 @@ def ordinal(scores: jax.Array, ratings: jax.Array, *, cutpoints: jax.Array) -> j
     return outside - jax.nn.log1mexp(upper - lower)
 
 
+def _ranked(scores, rankings):
+    """The scores from that of the best answer to that of the worst."""
+    checks.alike(scores=scores, rankings=rankings)
+    checks.floating(scores=scores)
+    checks.integers(rankings=rankings)
+    return jnp.take_along_axis(scores, rankings, axis=-1)
+
+
 def plackett_luce(scores: jax.Array, rankings: jax.Array) -> jax.Array:
     r"""A ranking of N answers as N - 1 choices of the best of those that are left.
 
@@ -165,9 +174,36 @@ def plackett_luce(scores: jax.Array, rankings: jax.Array) -> jax.Array:
     >>> plackett_luce(jnp.zeros([1, 3]), jnp.array([[2, 0, 1]])).tolist()
     [1.791759]
     """
-    checks.alike(scores=scores, rankings=rankings)
-    checks.floating(scores=scores)
-    checks.integers(rankings=rankings)
-    ranked = jnp.take_along_axis(scores, rankings, axis=-1)
+    ranked = _ranked(scores, rankings)
     left = jax.lax.cumlogsumexp(ranked, axis=ranked.ndim - 1, reverse=True)
     return jnp.sum(left - ranked, axis=-1)
+
+
+def rrhf(scores: jax.Array, rankings: jax.Array) -> jax.Array:
+    r"""What every pair of answers is out of order by, summed (RRHF).
+
+    .. math:: \ell = \sum_{i \text{ better than } j} \max(0, s_j - s_i)
+
+    0 for every order that is right, however narrowly: there is no margin. The paper's scores are
+    mean log-probabilities, ``implicit_rewards.mean_log_prob``, and it adds the cross-entropy of the
+    best answer, which keeps all of them from becoming alike.
+
+    Args:
+        scores: ``float[B, N]``, in nats a token.
+        rankings: ``int[B, N]``, the answers' indices from the best to the worst. That a row is a
+            permutation it cannot check.
+
+    Returns:
+        ``float[B]``, summed over the pairs; takes memory for ``B N^2`` numbers.
+
+    Raises:
+        ValueError: if the shapes differ, or are not floating and integer.
+
+    Reference: Yuan et al. 2023, https://arxiv.org/abs/2304.05302
+
+    >>> rrhf(jnp.array([[-1.0, -3.0, -2.0]]), jnp.array([[1, 0, 2]])).tolist()
+    [3.0]
+    """
+    ranked = _ranked(scores, rankings)
+    wrong = jax.nn.relu(ranked[..., None, :] - ranked[..., :, None])
+    return jnp.sum(jnp.triu(wrong), axis=(-2, -1))
