@@ -52,7 +52,7 @@ def _online(build_of):
     return Case(build, init, lambda seed: toys.prompts(8, seed=seed, empty=(2, 3)))
 
 
-def _policy(critic=False, **settings):
+def _policy(critic=False, named=lambda axis_name: {}, **settings):
     def build(axis_name=None):
         if critic:
             settings["value_fn"] = toys.bag_values
@@ -62,6 +62,7 @@ def _policy(critic=False, **settings):
             toys.bag_reward,
             optax.sgd(0.3),
             axis_name=axis_name,
+            **named(axis_name),
             **settings,
         )
 
@@ -101,6 +102,18 @@ CASES = {
     "ties": _direct(toys.ties, loss=losses.davidson),
     "ranking": _direct(toys.ranked, loss=losses.plackett_luce, supervised_weight=0.5),
     "rloo": _policy(),
+    "remax": _policy(
+        samples_per_prompt=2,
+        advantage=advantages.greedy_baseline,
+        baseline_fn=toys.sample_fn(temperature=0),
+    ),
+    "reinforce_plus_plus": _policy(
+        named=lambda axis_name: {
+            "advantage": partial(advantages.reinforce_plus_plus, axis_name=axis_name)
+        },
+        per_token=True,
+        policy_loss=losses.ppo_clip,
+    ),
     "online_dpo": _online(partial(algorithms.online_dpo, toys.bigram_logits, toys.sample_fn())),
     "nash_md": _online(
         partial(algorithms.nash_md, toys.bigram_logits, toys.sample_fn(), toys.mixture_fn())

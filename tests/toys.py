@@ -88,8 +88,8 @@ def prompts(rows, length=3, seed=0, empty=()):
     return Prompts(np.where(mask, tokens, 0), mask)
 
 
-def sample_fn(new_tokens=5, eos_id=EOS):
-    return sampling.sampler(BIGRAM, max_new_tokens=new_tokens, eos_id=eos_id)
+def sample_fn(new_tokens=5, eos_id=EOS, **settings):
+    return sampling.sampler(BIGRAM, max_new_tokens=new_tokens, eos_id=eos_id, **settings)
 
 
 def mixture_fn(reference_weight=0.25, new_tokens=5, eos_id=EOS):

@@ -1,9 +1,62 @@
 """Algorithms: pairs of pure functions ``init`` and ``step``, composed of losses."""
 
+from rlhf_jax.algorithms import presets
 from rlhf_jax.algorithms.direct import direct
 from rlhf_jax.algorithms.online import nash_md, online_dpo
 from rlhf_jax.algorithms.policy_gradient import policy_gradient
+from rlhf_jax.algorithms.presets import (
+    cdpo,
+    cispo,
+    cpo,
+    dapo,
+    dpo,
+    dr_grpo,
+    grpo,
+    gspo,
+    ipo,
+    kto,
+    orpo,
+    ppo,
+    raft,
+    rdpo,
+    reinforce,
+    reinforce_plus_plus,
+    remax,
+    rloo,
+    rrhf,
+    simpo,
+    slic,
+)
 from rlhf_jax.algorithms.reward_model import reward_model
 from rlhf_jax.algorithms.supervised import supervised
 
-__all__ = ["direct", "nash_md", "online_dpo", "policy_gradient", "reward_model", "supervised"]
+__all__ = [
+    "cdpo",
+    "cispo",
+    "cpo",
+    "dapo",
+    "direct",
+    "dpo",
+    "dr_grpo",
+    "grpo",
+    "gspo",
+    "ipo",
+    "kto",
+    "nash_md",
+    "online_dpo",
+    "orpo",
+    "policy_gradient",
+    "ppo",
+    "presets",
+    "raft",
+    "rdpo",
+    "reinforce",
+    "reinforce_plus_plus",
+    "remax",
+    "reward_model",
+    "rloo",
+    "rrhf",
+    "simpo",
+    "slic",
+    "supervised",
+]

@@ -70,9 +70,6 @@ __all__ = [
     "squared_value",
     "thurstone",
     "unbiased",
-<<<<<<< HEAD
-    "vespo",
-=======
     "unlikelihood",
->>>>>>> language
+    "vespo",
 ]
