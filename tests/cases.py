@@ -106,6 +106,7 @@ CASES = {
         samples_per_prompt=2,
         advantage=advantages.greedy_baseline,
         baseline_fn=toys.sample_fn(temperature=0),
+        aggregation=partial(sequences.constant_length, length=5),
     ),
     "reinforce_plus_plus": _policy(
         named=lambda axis_name: {

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import toys
 
+from rlhf_jax.algorithms import presets
+
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -19,6 +21,12 @@ def test_the_python_block_runs_as_it_stands():
     exec(compile(code, "README.md", "exec"), names)
     assert names["history"]["loss"].shape == (2,)
     assert np.isfinite(names["metrics"]["loss"])
+
+
+def test_every_method_with_a_name_is_in_its_tables():
+    rows = [line.split("|")[1] for line in README.splitlines() if line.startswith("| `")]
+    named = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    assert set(presets.__all__) <= named
 
 
 def test_it_is_short_and_names_only_what_is_there():
