@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,7 +130,12 @@ def test_value_and_gradient_are_those_of_the_weight(loss, formula):
 @every_loss
 def test_the_same_compiled_and_advantages_are_constants(loss):
     log_probs, old, estimates, mask = ARRAYS
-    chex.assert_trees_all_close(jax.jit(loss)(*ARRAYS), loss(*ARRAYS), rtol=1e-5, atol=1e-7)
+    compiled = jax.jit(lambda *x: (loss(*x), slopes(loss, x[0], x[1:])))
+    value, gradient = compiled(*ARRAYS)
+    np.testing.assert_allclose(value, loss(*ARRAYS), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(gradient, slopes(loss), rtol=1e-5, atol=1e-7)
+    for array in compiled(log_probs, old, estimates, ~MASK_ALL):  # a device with padding alone
+        np.testing.assert_array_equal(array, np.zeros(SHAPE))
     moved = jax.grad(lambda o, a: loss(log_probs, o, a, mask).sum(), (0, 1))(old, estimates)
     for gradient in moved:
         np.testing.assert_array_equal(gradient, np.zeros(SHAPE))
