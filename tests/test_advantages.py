@@ -35,6 +35,50 @@ def test_gae_steps_over_what_is_masked():
     np.testing.assert_array_equal(estimates[0, [0, 2, 5]], [0, 0, 0])
 
 
+def test_reinforce_plus_plus_by_hand():
+    """Returns 1.5, 2 and -0.5; the hole, the padding and the values do not matter."""
+    mask = jnp.array([[1, 0, 1], [1, 0, 0]], bool)
+    rewards = jnp.array([[0.5, 9.0, 2.0], [-0.5, 9.0, 9.0]])
+    returns = np.array([0.5 + 0.5 * 2.0, 2.0, -0.5])
+    found = advantages.reinforce_plus_plus(rewards, 7 * rewards, mask, discount=0.5)
+    expected = (returns - returns.mean()) / returns.std()
+    np.testing.assert_allclose(found[mask], expected, atol=1e-6)
+    np.testing.assert_array_equal(found[~mask], [0, 0, 0])
+    rows = [x[:, None] for x in (rewards, rewards, mask)]
+    across = jax.pmap(
+        lambda *x: advantages.reinforce_plus_plus(*x, discount=0.5, axis_name="data"),
+        axis_name="data",
+    )
+    np.testing.assert_allclose(across(*rows)[:, 0], found, atol=1e-6)
+
+
+def test_baselines_by_hand():
+    rewards = jnp.array([[1.0, 0.0, 4.0], [2.0, 3.0, 2.0]])
+    np.testing.assert_array_equal(advantages.no_baseline(rewards), rewards)
+    np.testing.assert_array_equal(
+        advantages.greedy_baseline(rewards, jnp.array([1.0, 3.0])), [[0, -1, 3], [-1, 0, -1]]
+    )
+    np.testing.assert_array_equal(
+        advantages.greedy_baseline(rewards[0], rewards[0, 2]), [-3, -4, 0]
+    )
+    for wrong in (rewards, rewards[0], rewards[:1, 0]):
+        with pytest.raises(ValueError, match="one baseline"):
+            advantages.greedy_baseline(rewards, wrong)
+    for estimate in (advantages.no_baseline, lambda x: advantages.greedy_baseline(x, x[:, 0])):
+        with pytest.raises(ValueError, match="must be floating"):
+            estimate(rewards.astype(int))
+
+
+def test_best_of_n_by_hand():
+    rewards = jnp.array(
+        [[[0.0, 2.0, 1.0, -1.0], [3.0, 3.0, 1.0, 0.0]], [[5.0] * 4, [-2, -1, -3, -4]]]
+    )
+    np.testing.assert_allclose(
+        advantages.best_of_n(rewards),
+        [[[0, 1, 0, 0], [0.5, 0.5, 0, 0]], [[0.25] * 4, [0, 1, 0, 0]]],
+    )
+
+
 def test_leave_one_out_by_hand():
     estimates = advantages.leave_one_out(jnp.array([[1.0, 0.0, 0.0, 1.0], [5.0, 5.0, 5.0, 5.0]]))
     third = 2 / 3
@@ -57,7 +101,9 @@ def test_group_normalised_by_hand():
     np.testing.assert_array_equal(advantages.group_normalised(jnp.ones(3)), [0, 0, 0])
 
 
-@pytest.mark.parametrize("estimate", [advantages.leave_one_out, advantages.group_normalised])
+@pytest.mark.parametrize(
+    "estimate", [advantages.leave_one_out, advantages.group_normalised, advantages.best_of_n]
+)
 def test_one_sample_a_prompt_is_refused(estimate):
     with pytest.raises(ValueError, match="at least 2 samples a prompt"):
         estimate(jnp.ones([3, 1]))

@@ -70,60 +70,6 @@ def row(*values):
     return jnp.array([values], jnp.float32)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "expected", "slope"),
-    [
-        (1.3, 2.0, -1.2 * 2, 0),  # clipped above: no gradient
-        (0.7, -2.0, 0.8 * 2, 0),  # clipped below: no gradient
-        (1.3, -2.0, 1.3 * 2, 1.3 * 2),  # the pessimistic side is never clipped
-        (0.7, 2.0, -0.7 * 2, -0.7 * 2),
-        (1.0, 2.0, -2.0, -2.0),  # on policy: the plain policy gradient
-    ],
-)
-def test_ppo_clip_by_hand(ratio, advantage, expected, slope):
-    def loss(log_probs):
-        return losses.ppo_clip(log_probs, row(0), row(advantage), jnp.array([[True]]))[0, 0]
-
-    value, gradient = jax.value_and_grad(loss)(row(np.log(ratio)))
-    np.testing.assert_allclose([value, gradient[0, 0]], [expected, slope], atol=1e-6)
-
-
-def test_ppo_clip_may_be_asymmetric():
-    clip = partial(losses.ppo_clip, clip_range=0.2, clip_range_high=0.4)
-    mask = jnp.array([[True, True]])
-    value = clip(jnp.log(row(1.3, 1.5)), row(0, 0), row(1, 1), mask)
-    np.testing.assert_allclose(value, [[-1.3, -1.4]], atol=1e-6)
-
-
-@pytest.mark.parametrize("loss", [losses.reinforce, losses.ppo_clip])
-def test_masked_tokens_have_no_loss_and_no_gradient_whatever_they_hold(loss):
-    mask = jnp.array([[True, False, False]])
-    log_probs = jnp.array([[-1.0, 300.0, -jnp.inf]])
-    old, advantages = jnp.array([[-1.0, -300.0, 0.0]]), jnp.array([[2.0, 1.0, 1.0]])
-    value, gradient = jax.value_and_grad(lambda x: loss(x, old, advantages, mask).sum())(log_probs)
-    assert np.isfinite(value)
-    np.testing.assert_array_equal(gradient[0, 1:], [0, 0])
-    assert gradient[0, 0] == -2.0
-
-
-def test_reinforce_treats_advantages_as_constants():
-    def loss(advantages):
-        return losses.reinforce(row(-1, -2), row(0, 0), advantages, jnp.array([[True, True]])).sum()
-
-    value, gradient = jax.value_and_grad(loss)(row(3, 1))
-    assert value == 5.0
-    np.testing.assert_array_equal(gradient, [[0, 0]])
-
-
-@pytest.mark.parametrize("loss", [losses.reinforce, losses.ppo_clip])
-def test_policy_losses_refuse_other_shapes(loss):
-    x = jnp.zeros([2, 3])
-    with pytest.raises(ValueError, match="shape"):
-        loss(x, x, x[:, :1], x > 0)
-    with pytest.raises(ValueError, match=r"must be (of rank 1|\[B, T\])"):
-        loss(x[0], x[0], x[0], x[0] > 0)
-
-
 def test_value_losses_by_hand():
     values, old, returns = row(1.0, 0.1, -1.0), row(0.0, 0.0, 0.0), row(1.0, 1.0, 1.0)
     np.testing.assert_allclose(losses.squared_value(values, old, returns), row(0, 0.405, 2))

@@ -157,8 +157,7 @@ def awr(
     """
     checks.positive(temperature=temperature, maximum=maximum)
     log_probs, _, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
-    # Bounded before the exponential, which would overflow.
-    weights = jnp.exp(jnp.minimum(advantages / temperature, jnp.log(maximum)))
+    weights = jnp.minimum(jnp.exp(advantages / temperature), maximum)
     return jnp.where(mask, -weights * log_probs, 0)
 
 
@@ -204,11 +203,10 @@ def rwr(
     checks.positive(temperature=temperature)
     log_probs, _, rewards = _prepared(log_probs, old_log_probs, advantages, mask)
     exponents = jnp.where(mask, rewards / temperature, -jnp.inf)
-    # Of a device without any token, too, this is finite.
-    largest = jnp.max(exponents, initial=jnp.finfo(exponents.dtype).min)
+    largest = jnp.max(exponents)
     largest = largest if axis_name is None else jax.lax.pmax(largest, axis_name)
     weights = jnp.exp(exponents - largest)
     sums = jnp.stack([jnp.sum(weights), jnp.sum(mask).astype(weights.dtype)])
     total, count = sums if axis_name is None else jax.lax.psum(sums, axis_name)
-    # The largest weight is 1, and so is the sum at least, unless nothing counts anywhere.
-    return jnp.where(mask, -weights * (count / jnp.maximum(total, 1)) * log_probs, 0)
+    # If nothing counts anywhere these are nan, but masked.
+    return jnp.where(mask, -weights * (count / total) * log_probs, 0)
