@@ -142,9 +142,12 @@ def krippendorff_alpha(
     count = jnp.sum(mask)
     # where and not a product: what is masked out may be NaN.
     values = jnp.where(mask, ratings, 0).astype(jnp.float32)
-    if level == "ordinal":
-        # The metric is the difference of mid-ranks. Their unit cancels; this one keeps them small.
-        values = (_mid_ranks(values.ravel(), mask.ravel()) / count).reshape(values.shape)
+    if level == "ordinal":  # The metric is the difference of mid-ranks.
+        values = _mid_ranks(values.ravel(), mask.ravel()).reshape(values.shape)
+    if level != "nominal":
+        # From 0 and to 1, if there is a difference: exactly 0 if not, and no square overflows.
+        values = jnp.where(mask, values - jnp.min(values, where=mask, initial=jnp.inf), 0)
+        values = values / jnp.maximum(jnp.max(values), jnp.finfo(jnp.float32).tiny)
     differences = _unequal_pairs if level == "nominal" else _squared_differences
     within = jax.vmap(differences)(values, mask)
     observed = jnp.sum(within / jnp.maximum(raters - 1, 1))

@@ -5,12 +5,12 @@ the probabilities of an infinite population, ``preferences``: then ``preferences
 is 1, and 0.5 on the diagonal. Items are answers, models or teams.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.sparse.csgraph import connected_components
 
 from rlhf_jax import checks, losses
 from rlhf_jax.types import PreferenceLoss
@@ -22,6 +22,8 @@ __all__ = [
     "mean_loss",
     "win_rates",
 ]
+
+_MAX_STEPS = 100
 
 
 class BradleyTerryFit(NamedTuple):
@@ -140,7 +142,6 @@ def fit_bradley_terry(
     *,
     away_wins: jax.Array | None = None,
     reference: int = 0,
-    max_steps: int = 100,
 ) -> BradleyTerryFit:
     r"""The maximum-likelihood strengths of a table of comparisons.
 
@@ -151,22 +152,21 @@ def fit_bradley_terry(
     The likelihood is ``losses.bradley_terry``; with ``away_wins`` the advantage ``h`` is fitted,
     the bias of raters for the answer that they are shown first, for instance. Newton's method; no
     step moves a lead by more than 1 nat, over which the curvature changes too little for a step to
-    do harm. May be compiled and vmapped. Holds ``[N, N, N]`` arrays: for many items minimise
-    ``mean_loss``.
+    do harm. Compiled for each ``N``, and may be vmapped. Holds ``[N, N, N]`` arrays: for hundreds
+    of items minimise ``mean_loss``.
 
     Args:
         wins: ``number[N, N]``, how often ``i`` beat ``j``, at home if ``away_wins`` is given. The
             diagonal is left out.
         away_wins: ``number[N, N]``, how often ``i``, away, beat ``j`` at home.
         reference: the item whose strength is 0.
-        max_steps: how many steps at most; a dozen are usual.
 
     Returns:
-        A ``BradleyTerryFit``; of NaN where the fit did not converge in a traced call.
+        A ``BradleyTerryFit``; of NaN where a traced table has no finite fit.
 
     Raises:
         ValueError: if the tables are not ``[N, N]`` or ``reference`` is not among the items, or if
-            no finite strengths fit best: some items never lost to the others, or never met them.
+            no finite strengths fit best: some items never lost to the others.
 
     Reference: Bradley and Terry 1952, Biometrika 39; when the fit is finite, Ford 1957, Amer.
     Math. Monthly 64; with home advantage, Agresti 2002, Categorical Data Analysis, section 10.6
@@ -176,73 +176,90 @@ def fit_bradley_terry(
     ([0.0, 1.098612], [0.0, 1.154701])
     """
     _check_table(wins=wins)
-    items, home = len(wins), away_wins is not None
-    if home:
+    if not 0 <= reference < len(wins):
+        raise ValueError(f"reference must be from 0 to {len(wins) - 1}, not {reference}")
+    tables = [wins]
+    if away_wins is not None:
         checks.alike(wins=wins, away_wins=away_wins)
-    if not 0 <= reference < items:
-        raise ValueError(f"reference must be from 0 to {items - 1}, not {reference}")
-    wins = jnp.where(jnp.eye(items, dtype=bool), 0, wins).astype(jnp.float32)
-    away_wins = jnp.where(jnp.eye(items, dtype=bool), 0, away_wins if home else 0 * wins)
-    free = items - 1 + home
+        _check_table(away_wins=away_wins)
+        tables.append(away_wins)
+    others = ~jnp.eye(len(wins), dtype=bool)
+    tables = jnp.where(others, jnp.stack(tables), 0).astype(jnp.float32)
+    fit = _newton(tables, reference)
+    if not isinstance(fit.deviance, jax.core.Tracer) and not jnp.isfinite(fit.deviance):
+        raise ValueError(f"wins has no finite fit: {_why_infinite(np.sum(tables, axis=0))}")
+    return fit
+
+
+@jax.jit  # Compiled operation by operation it would take seconds.
+def _newton(tables: jax.Array, reference: jax.Array) -> BradleyTerryFit:
+    """Of ``[1, N, N]`` without homes; ``[2, N, N]`` with, the winner's first."""
+    homes, items = len(tables) - 1, tables.shape[1]
+    winner_is_home = jnp.array([1.0, 0.0])[: homes + 1, None, None] * homes
+    # The other side's wins of the same contests.
+    lost = jnp.swapaxes(tables[::-1], 1, 2)
 
     def split(parameters):
-        advantage = parameters[-1] if home else jnp.float32(0)
-        return jnp.insert(parameters[: items - 1], reference, 0), advantage
+        """All strengths, the first of them 0, and the advantage."""
+        advantage = parameters[-1] if homes else jnp.float32(0)
+        return jnp.pad(parameters[: items - 1], (1, 0)), advantage
 
     def scores(parameters):
-        """Of those who won and those who lost, in both tables."""
+        """Of winners and of losers."""
         strengths, advantage = split(parameters)
-        won, lost = jnp.meshgrid(strengths, strengths, indexing="ij")
-        return (won + advantage, lost), (won, lost + advantage)
+        chosen = strengths[:, None] + advantage * winner_is_home
+        rejected = strengths + advantage * (homes - winner_is_home)
+        return jnp.broadcast_arrays(chosen, rejected, tables)[:2]
 
-    def total(parameters):
-        at_home, away = scores(parameters)
-        return _total_loss(wins, *at_home) + _total_loss(away_wins, *away)
+    def gradient(parameters):
+        return jax.grad(lambda x: _total_loss(tables, *scores(x)))(parameters)
 
-    def newton(state):
-        parameters, _, steps = state
-        step = jnp.linalg.solve(jax.hessian(total)(parameters), -jax.grad(total)(parameters))
-        strengths, advantage = split(step)
-        longest = jnp.ptp(strengths) + jnp.abs(advantage)
-        return parameters + step / jnp.maximum(longest, 1), longest, steps + 1
+    def improve(state):
+        parameters, _, _, steps = state
+        covariance = jnp.linalg.inv(jax.jacfwd(gradient)(parameters))
+        step = -covariance @ gradient(parameters)
+        chosen, rejected = scores(step)
+        longest = jnp.max(jnp.where(tables + lost > 0, jnp.abs(chosen - rejected), 0))
+        after = parameters + step / jnp.maximum(longest, 1)
+        return after, covariance, jnp.max(jnp.abs(step)), steps + 1
 
     def unfinished(state):
-        _, longest, steps = state
-        return (longest > 1e-5) & (steps < max_steps)
+        *_, change, steps = state
+        return (change > 1e-5) & (steps < _MAX_STEPS)
 
-    start = (jnp.zeros(free), jnp.float32(jnp.inf), 0)
-    parameters, longest, _ = jax.lax.while_loop(unfinished, newton, start)
-    # Rounding may keep the last steps above 1e-5; without a finite optimum they stay near 1.
-    converged = longest < 1e-2
-    if not isinstance(converged, jax.core.Tracer) and not converged:
-        raise ValueError(
-            "wins has no finite Bradley-Terry fit: some items never lost to the others, or were "
-            "never compared with them" + (", or who is at home decides it all" if home else "")
-        )
-    parameters = jnp.where(converged, parameters, jnp.nan)
-    covariance = jnp.linalg.inv(jax.hessian(total)(parameters))
-    # How often i at home met j away; without homes, how often i met j.
-    met = wins + (away_wins.T if home else wins.T)
-    at_home, away = scores(parameters)
-    # Term by term: the difference of the two log-likelihoods would lose digits.
-    surplus = _total_loss(wins, *at_home, partial(_surplus, shares=wins / met)) + _total_loss(
-        away_wins, *away, partial(_surplus, shares=away_wins / met.T)
+    free = items - 1 + homes
+    start = (jnp.zeros(free), jnp.zeros([free, free]), jnp.float32(jnp.inf), 0)
+    parameters, covariance, change, _ = jax.lax.while_loop(unfinished, improve, start)
+    # Rounding may keep the last changes above 1e-5; without a finite optimum they stay near 1.
+    parameters, covariance = jax.tree.map(
+        lambda found: jnp.where(change < 1e-2, found, jnp.nan), (parameters, covariance)
     )
-    contests = jnp.count_nonzero(met) // (1 if home else 2)
     strengths, advantage = split(parameters)
-    standard_errors, advantage_error = split(jnp.sqrt(jnp.diag(covariance)))
+    shifted = jnp.pad(covariance[: items - 1, : items - 1], (1, 0))
+    variances = jnp.diag(shifted)
+    to_reference = variances + variances[reference] - 2 * shifted[reference]
+
+    def surplus(chosen, rejected):
+        # Term by term: the difference of the two log-likelihoods would lose digits.
+        return losses.bradley_terry(chosen, rejected) + jnp.log(tables / (tables + lost)).ravel()
+
     return BradleyTerryFit(
-        strengths,
-        standard_errors,
+        strengths - strengths[reference],
+        jnp.sqrt(jnp.maximum(to_reference, 0)),
         advantage,
-        advantage_error,
-        2 * surplus,
-        (contests - free).astype(jnp.int32),
+        jnp.sqrt(covariance[-1, -1]) if homes else jnp.float32(0),
+        2 * jnp.maximum(_total_loss(tables, *scores(parameters), surplus), 0),
+        jnp.count_nonzero(tables + lost) // 2 - free,
     )
 
 
-def _surplus(chosen: jax.Array, rejected: jax.Array, *, shares: jax.Array) -> jax.Array:
-    return losses.bradley_terry(chosen, rejected) + jnp.log(shares.ravel())
+def _why_infinite(wins: np.ndarray) -> str:
+    _, group = connected_components(wins, connection="strong")
+    for label in range(group.max() + 1):
+        inside = group == label
+        if not inside.all() and not wins[np.ix_(~inside, inside)].any():
+            return f"items {np.flatnonzero(inside).tolist()} never lost to any other"
+    return "the place decides every comparison, or rounding every step"
 
 
 def _total_loss(
