@@ -7,6 +7,7 @@ functions passed by keyword; everything that changes is an explicit pytree.
 
 from rlhf_jax import (
     advantages,
+    aggregates,
     algorithms,
     assets,
     callbacks,
@@ -29,12 +30,14 @@ from rlhf_jax import (
     sequences,
     training,
     types,
+    worlds,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "advantages",
+    "aggregates",
     "algorithms",
     "assets",
     "callbacks",
@@ -57,4 +60,5 @@ __all__ = [
     "sequences",
     "training",
     "types",
+    "worlds",
 ]

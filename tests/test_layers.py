@@ -7,8 +7,16 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
     {"types", "checks"},
     {"sequences", "assets", "configuration"},
-    {"losses", "implicit_rewards", "advantages", "divergences", "measures", "rewards"},
-    {"humans", "models", "sampling", "algorithms"},
+    {
+        "losses",
+        "implicit_rewards",
+        "advantages",
+        "divergences",
+        "aggregates",
+        "measures",
+        "rewards",
+    },
+    {"humans", "models", "sampling", "algorithms", "worlds"},
     {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
     {"report", "runs"},
 ]

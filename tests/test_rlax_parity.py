@@ -9,10 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rlax
 
 from rlhf_jax import advantages, losses
-
-rlax = pytest.importorskip("rlax")
 
 STEPS = 40
 RNG = np.random.default_rng(0)

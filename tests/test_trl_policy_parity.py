@@ -38,10 +38,6 @@ CASES = {
 LOSSES = {name: case for name, case in CASES.items() if "gradient" in case}
 
 
-def sequence_sum(loss, mask):
-    return sequences.Mean(jnp.where(mask, loss, 0).sum(), mask.any(-1).sum())
-
-
 AGGREGATION = {
     "grpo": sequences.sequence_mean,
     "sapo": sequences.sequence_mean,
@@ -50,7 +46,7 @@ AGGREGATION = {
     "cispo": sequences.token_mean,
     "vespo": sequences.token_mean,
     "dr_grpo": partial(sequences.constant_length, length=11),
-    "luspo": sequence_sum,
+    "luspo": sequences.sequence_sum,
 }
 
 
@@ -135,7 +131,7 @@ def test_rloo_on_policy_is_reinforce_on_the_sum_over_tokens():
     spread = jnp.broadcast_to(batch["advantages"][:, None], mask.shape)
 
     def reinforce(log_probs):
-        total, count = sequence_sum(losses.reinforce(log_probs, log_probs, spread, mask), mask)
+        total, count = sequences.sequence_sum(losses.reinforce(log_probs, log_probs, spread, mask), mask)
         return total / count
 
     theirs = jax.grad(lambda x: mean_of_rloo(x, batch))(log_probs)
