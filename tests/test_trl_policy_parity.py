@@ -131,7 +131,9 @@ def test_rloo_on_policy_is_reinforce_on_the_sum_over_tokens():
     spread = jnp.broadcast_to(batch["advantages"][:, None], mask.shape)
 
     def reinforce(log_probs):
-        total, count = sequences.sequence_sum(losses.reinforce(log_probs, log_probs, spread, mask), mask)
+        total, count = sequences.sequence_sum(
+            losses.reinforce(log_probs, log_probs, spread, mask), mask
+        )
         return total / count
 
     theirs = jax.grad(lambda x: mean_of_rloo(x, batch))(log_probs)
