@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import checks
+from rlhf_jax.losses.language import advantage_weighted, reward_weighted
 from rlhf_jax.losses.policy import _prepared
 from rlhf_jax.losses.preference import _exp
 
@@ -155,10 +156,9 @@ def awr(
     >>> awr(new, new, advantages, jnp.array([[True, True, True]])).tolist()
     [[1.0, 2.718282, 20.0]]
     """
-    checks.positive(temperature=temperature, maximum=maximum)
     log_probs, _, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
-    weights = jnp.minimum(jnp.exp(advantages / temperature), maximum)
-    return jnp.where(mask, -weights * log_probs, 0)
+    settings = {"temperature": temperature, "maximum": maximum}
+    return advantage_weighted(log_probs, mask, advantages, **settings)
 
 
 def rwr(
@@ -200,13 +200,6 @@ def rwr(
     >>> rwr(new, new, rewards, jnp.array([[True, True]])).tolist()
     [[0.5, 1.5]]
     """
-    checks.positive(temperature=temperature)
     log_probs, _, rewards = _prepared(log_probs, old_log_probs, advantages, mask)
-    exponents = jnp.where(mask, rewards / temperature, -jnp.inf)
-    largest = jnp.max(exponents)
-    largest = largest if axis_name is None else jax.lax.pmax(largest, axis_name)
-    weights = jnp.exp(exponents - largest)
-    sums = jnp.stack([jnp.sum(weights), jnp.sum(mask).astype(weights.dtype)])
-    total, count = sums if axis_name is None else jax.lax.psum(sums, axis_name)
-    # If nothing counts anywhere these are nan, but masked.
-    return jnp.where(mask, -weights * (count / total) * log_probs, 0)
+    settings = {"temperature": temperature, "axis_name": axis_name}
+    return reward_weighted(log_probs, mask, rewards, **settings)
