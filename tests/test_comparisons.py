@@ -1,6 +1,7 @@
 """Strengths from comparisons: published fits, what no strengths can explain, and refusals."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -27,7 +28,7 @@ def test_stigler_s_journals():
     np.testing.assert_allclose(fit.deviance, data["deviance"], atol=2e-4)
     assert (fit.degrees_of_freedom, fit.advantage, fit.advantage_error) == (3, 0, 0)
     # The likelihood is our loss: at the fit it is level, and so it is from another's point of view.
-    slope = jax.grad(worlds.mean_loss)(fit.strengths, wins)
+    slope = jax.jit(jax.grad(worlds.mean_loss))(fit.strengths, wins)
     np.testing.assert_allclose(slope, np.zeros(4), atol=1e-6)
     other = worlds.fit_bradley_terry(wins, reference=2)
     np.testing.assert_allclose(other.strengths, fit.strengths - fit.strengths[2], atol=1e-5)
@@ -68,7 +69,7 @@ def test_rock_paper_scissors_has_a_divergence_that_no_strengths_avoid():
     np.testing.assert_allclose(excess, kappa**2 / 8, rtol=0.02)
     np.testing.assert_allclose(excess[1], 0.004975, atol=1e-6)
     # It is the population loss, less the entropy that even a model of pairs is left with.
-    loss = jax.vmap(worlds.mean_loss)(fits.strengths, preferences * (1 - np.eye(3)))
+    loss = jax.jit(jax.vmap(worlds.mean_loss))(fits.strengths, preferences * (1 - np.eye(3)))
     entropy = entr(preferences[:, 0, 1]) + entr(preferences[:, 1, 0])
     np.testing.assert_allclose(loss - entropy, excess, atol=1e-6)
     # With strengths and no cycle nothing is left over.
@@ -106,10 +107,8 @@ def test_the_mean_loss_is_the_loss_of_the_pairs_and_leaves_out_empty_cells():
     scores = jnp.array([0.0, 1.0, jnp.inf])
     wins = np.array([[0, 1, 0], [3, 0, 0], [0, 0, 0]])
 
-    def loss(scores):
-        return worlds.mean_loss(scores, wins, loss=losses.hinge)
-
-    value, slope = jax.value_and_grad(loss)(scores)
+    loss = partial(worlds.mean_loss, wins=wins, loss=losses.hinge)
+    value, slope = jax.jit(jax.value_and_grad(loss))(scores)
     np.testing.assert_allclose(value, (2 + 3 * 0) / 4)
     np.testing.assert_allclose(slope[2], 0)
     assert np.isfinite(slope).all()

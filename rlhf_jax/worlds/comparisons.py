@@ -216,8 +216,9 @@ def _newton(tables: jax.Array, reference: jax.Array) -> BradleyTerryFit:
 
     def improve(state):
         parameters, _, _, steps = state
-        covariance = jnp.linalg.inv(jax.jacfwd(gradient)(parameters))
-        step = -covariance @ gradient(parameters)
+        information = jax.scipy.linalg.cho_factor(jax.jacfwd(gradient)(parameters))
+        covariance = jax.scipy.linalg.cho_solve(information, jnp.eye(free))
+        step = -jnp.matmul(covariance, gradient(parameters), precision="highest")
         chosen, rejected = scores(step)
         longest = jnp.max(jnp.where(tables + lost > 0, jnp.abs(chosen - rejected), 0))
         after = parameters + step / jnp.maximum(longest, 1)
@@ -230,9 +231,11 @@ def _newton(tables: jax.Array, reference: jax.Array) -> BradleyTerryFit:
     free = items - 1 + homes
     start = (jnp.zeros(free), jnp.zeros([free, free]), jnp.float32(jnp.inf), 0)
     parameters, covariance, change, _ = jax.lax.while_loop(unfinished, improve, start)
-    # Rounding may keep the last changes above 1e-5; without a finite optimum they stay near 1.
+    # Rounding may keep the last changes above 1e-5; without a finite optimum they stay near 1, or
+    # a direction in which nothing is known is not moved at all.
+    finite = (change < 1e-2) & _strongly_connected(jnp.sum(tables, axis=0))
     parameters, covariance = jax.tree.map(
-        lambda found: jnp.where(change < 1e-2, found, jnp.nan), (parameters, covariance)
+        lambda found: jnp.where(finite, found, jnp.nan), (parameters, covariance)
     )
     strengths, advantage = split(parameters)
     shifted = jnp.pad(covariance[: items - 1, : items - 1], (1, 0))
@@ -253,13 +256,21 @@ def _newton(tables: jax.Array, reference: jax.Array) -> BradleyTerryFit:
     )
 
 
+def _strongly_connected(wins: jax.Array) -> jax.Array:
+    """Whether of any two items the first beat the second, if by way of others."""
+    beats = (wins > 0) | jnp.eye(len(wins), dtype=bool)
+    for _ in range((len(wins) - 1).bit_length()):  # Each doubles the length of the ways.
+        beats = jnp.matmul(1.0 * beats, 1.0 * beats) > 0
+    return jnp.all(beats)
+
+
 def _why_infinite(wins: np.ndarray) -> str:
     _, group = connected_components(wins, connection="strong")
     for label in range(group.max() + 1):
         inside = group == label
         if not inside.all() and not wins[np.ix_(~inside, inside)].any():
             return f"items {np.flatnonzero(inside).tolist()} never lost to any other"
-    return "the place decides every comparison, or rounding every step"
+    return "the place decides every comparison, or the table is too extreme for float32"
 
 
 def _total_loss(
