@@ -18,6 +18,7 @@ __all__ = [
     "flip_rate",
     "floating",
     "integers",
+    "number_or_alike",
     "pair",
     "positive",
     "takes",
@@ -41,6 +42,19 @@ def alike(**arrays: jax.Array) -> None:
     if len(set(shapes)) > 1:
         names, found = " and ".join(arrays), " and ".join(map(str, shapes))
         raise ValueError(f"{names} must have one shape, not {found}")
+
+
+def number_or_alike(array: jax.Array, **values: float | jax.Array) -> None:
+    """The values are numbers or of ``array``'s shape: another might broadcast to something else.
+
+    >>> number_or_alike(jnp.zeros(2), margin=jnp.zeros([2, 1]))
+    Traceback (most recent call last):
+    ValueError: margin must be a number or of the shape (2,), not (2, 1)
+    """
+    for name, value in values.items():
+        if jnp.shape(value) not in ((), jnp.shape(array)):
+            found = f"the shape {jnp.shape(array)}, not {jnp.shape(value)}"
+            raise ValueError(f"{name} must be a number or of {found}")
 
 
 def _typed(kind: type, word: str, arrays: dict[str, jax.Array]) -> None:

@@ -1,5 +1,6 @@
 """Supervised learning on text: pretraining and fine-tuning."""
 
+import inspect
 from collections.abc import Callable
 
 import jax
@@ -8,7 +9,7 @@ import optax
 from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, updated
 from rlhf_jax.losses import cross_entropy
 from rlhf_jax.sequences import Aggregation, token_log_probs, token_mean
-from rlhf_jax.types import Algorithm, Key, LogitsFn, Metrics, Params, Sequences, TrainState
+from rlhf_jax.types import Algorithm, Key, LogitsFn, Metrics, Params, Rated, Sequences, TrainState
 
 __all__ = ["supervised"]
 
@@ -17,7 +18,7 @@ def supervised(
     logits_fn: LogitsFn,
     optimizer: optax.GradientTransformation,
     *,
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
+    loss: Callable[..., jax.Array] = cross_entropy,
     aggregation: Aggregation = token_mean,
     axis_name: str | None = None,
 ) -> Algorithm:
@@ -28,26 +29,42 @@ def supervised(
     Args:
         logits_fn: the model.
         optimizer: any optax transformation.
-        loss: ``(log_probs[B, T], mask[B, T]) -> loss[B, T]``.
+        loss: ``(log_probs[B, T], mask[B, T]) -> loss[B, T]``; for rated text with a third argument,
+            the ratings: ``losses.filtered``, ``losses.unlikelihood``, ``losses.reward_weighted``.
         aggregation: how token losses become one number.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
-        An ``Algorithm`` whose batch is ``Sequences``; metrics ``loss`` (nats a token) and
-        ``grad_norm``.
+        An ``Algorithm`` whose batch is ``Sequences``, or ``Rated`` for a loss that takes ratings;
+        metrics ``loss`` (nats a token) and ``grad_norm``. ``step`` raises a ``ValueError`` if the
+        loss cannot take the batch.
     """
 
     def init(params: Params, key: Key) -> TrainState:
         return new_state(params, optimizer, key)
 
-    def step(state: TrainState, batch: Sequences) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Sequences | Rated) -> tuple[TrainState, Metrics]:
+        text, *ratings = (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
+        _check_takes(loss, ["log_probs", "mask", *(["ratings"] if ratings else [])], batch)
+
         def objective(params):
-            logits = logits_fn(params, batch.tokens, batch.mask)
-            losses = loss(token_log_probs(logits, batch.tokens), batch.response_mask)
-            return {"loss": Term(1.0, aggregation(losses, batch.response_mask))}, {}
+            log_probs = token_log_probs(logits_fn(params, text.tokens, text.mask), text.tokens)
+            losses = loss(log_probs, text.response_mask, *ratings)
+            return {"loss": Term(1.0, aggregation(losses, text.response_mask))}, {}
 
         gradient, metrics = gradients(objective, state.params, axis_name)
         params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
         return advance(state, metrics, params=params, opt_state=opt_state)
 
     return Algorithm(init, step)
+
+
+def _check_takes(loss, arguments, batch):
+    try:
+        inspect.signature(loss).bind(*arguments)
+    except TypeError as error:
+        name = getattr(getattr(loss, "func", loss), "__name__", loss)
+        raise ValueError(
+            f"loss {name} does not fit a batch of {type(batch).__name__}, which calls it as "
+            f"loss({', '.join(arguments)}): {error}"
+        ) from None

@@ -66,7 +66,7 @@ def bco_pair(
         ``float[B]`` in nats.
 
     Raises:
-        ValueError: if the shapes differ or are not floating.
+        ValueError: if the shapes differ, are not floating, or that of ``shift`` does not fit.
 
     Reference: Jung et al. 2024, https://arxiv.org/abs/2404.04656
 
@@ -74,6 +74,7 @@ def bco_pair(
     [0.626523]
     """
     checks.pair(chosen, rejected)
+    checks.number_or_alike(chosen, shift=shift)
     shift = jax.lax.stop_gradient(shift)
     return jax.nn.softplus(shift - chosen) + jax.nn.softplus(rejected - shift)
 

@@ -50,7 +50,7 @@ def bradley_terry(
         ``float[B]`` in nats; log 2 where the rewards differ by the margin.
 
     Raises:
-        ValueError: if the shapes differ or are not floating.
+        ValueError: if the shapes differ, are not floating, or that of ``margin`` does not fit.
 
     Reference: Bradley and Terry 1952, Biometrika 39; as a reward model's loss, Ouyang et al. 2022,
     eq. 1, https://arxiv.org/abs/2203.02155; on implicit rewards, Rafailov et al. 2023, eq. 7,
@@ -61,6 +61,7 @@ def bradley_terry(
     [0.663597]
     """
     checks.pair(chosen, rejected)
+    checks.number_or_alike(chosen, margin=margin)
     return jax.nn.softplus(rejected - chosen + margin)
 
 

@@ -55,6 +55,7 @@ def davidson(
     """
     tied = _check_ties(chosen, rejected, tied)
     checks.positive(tie_weight=tie_weight)
+    checks.number_or_alike(chosen, tie_weight=tie_weight)
     half = 0.5 * (chosen - rejected)
     tie = jnp.broadcast_to(jnp.log(jnp.asarray(tie_weight, half.dtype)), half.shape)
     total = jnp.logaddexp(jnp.logaddexp(half, -half), tie)
@@ -95,6 +96,7 @@ def rao_kupper(
     """
     tied = _check_ties(chosen, rejected, tied)
     checks.positive(threshold=threshold)
+    checks.number_or_alike(chosen, threshold=threshold)
     lead = chosen - rejected
     win, loss = jax.nn.softplus(threshold - lead), jax.nn.softplus(threshold + lead)
     # log(exp(2 eta) - 1), without the overflow of a large eta.

@@ -60,9 +60,8 @@ def kto(
     >>> kto(jnp.array([1.0, 1.0]), jnp.array([True, False]), 0.5).tolist()
     [0.377541, 0.622459]
     """
+    checks.number_or_alike(rewards, kl=kl)
     anchor = jnp.maximum(jax.lax.stop_gradient(kl), 0)
-    if jnp.ndim(anchor):
-        checks.alike(rewards=rewards, kl=anchor)
     return _anchored(rewards, desirable, anchor, desirable_weight, undesirable_weight)
 
 
