@@ -131,9 +131,9 @@ def positive(**values: float | jax.Array) -> None:
 def takes(function: Callable, name: str, *arguments: str) -> None:
     """``function`` can be called with these positional arguments and no others.
 
-    >>> takes(lambda rewards: rewards, "advantage", "rewards", "values", "mask")
+    >>> takes(lambda reward: reward, "loss", "chosen", "rejected")
     Traceback (most recent call last):
-    ValueError: advantage will be called as advantage(rewards, values, mask), but it is ...
+    ValueError: loss will be called as loss(chosen, rejected), but it is loss(reward)
     """
     try:
         inspect.signature(function).bind(*arguments)

@@ -1,11 +1,11 @@
 """Supervised learning on text: pretraining and fine-tuning."""
 
-import inspect
 from collections.abc import Callable
 
 import jax
 import optax
 
+from rlhf_jax import checks
 from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, updated
 from rlhf_jax.losses import cross_entropy
 from rlhf_jax.sequences import Aggregation, token_log_probs, token_mean
@@ -45,7 +45,7 @@ def supervised(
 
     def step(state: TrainState, batch: Sequences | Rated) -> tuple[TrainState, Metrics]:
         text, *ratings = (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
-        _check_takes(loss, ["log_probs", "mask", *(["ratings"] if ratings else [])], batch)
+        checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
 
         def objective(params):
             log_probs = token_log_probs(logits_fn(params, text.tokens, text.mask), text.tokens)
@@ -57,14 +57,3 @@ def supervised(
         return advance(state, metrics, params=params, opt_state=opt_state)
 
     return Algorithm(init, step)
-
-
-def _check_takes(loss, arguments, batch):
-    try:
-        inspect.signature(loss).bind(*arguments)
-    except TypeError as error:
-        name = getattr(getattr(loss, "func", loss), "__name__", loss)
-        raise ValueError(
-            f"loss {name} does not fit a batch of {type(batch).__name__}, which calls it as "
-            f"loss({', '.join(arguments)}): {error}"
-        ) from None

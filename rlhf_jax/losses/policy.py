@@ -15,29 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import checks
-from rlhf_jax.losses.preference import _exp
+from rlhf_jax.losses.common import bounded_exp, policy_arrays
 from rlhf_jax.sequences import masked_mean
 
 __all__ = ["ppo_clip", "reinforce", "sequence_clip", "soft_gate"]
-
-
-def _prepared(
-    log_probs: jax.Array, old_log_probs: jax.Array, advantages: jax.Array, mask: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Checked, in float32 at least, 0 where masked, and constant but for the first.
-
-    A clip range of 3e-4 is nothing in bfloat16. And what padding holds must be gone before any
-    exponential: an overflow there would turn its zero gradient into nan.
-    """
-    checks.token_arrays(
-        mask, log_probs=log_probs, old_log_probs=old_log_probs, advantages=advantages
-    )
-
-    def clean(x: jax.Array) -> jax.Array:
-        return jnp.where(mask, x, 0).astype(jnp.promote_types(x.dtype, jnp.float32))
-
-    constant = jax.lax.stop_gradient
-    return clean(log_probs), constant(clean(old_log_probs)), constant(clean(advantages))
 
 
 def _clipped(
@@ -75,7 +56,7 @@ def reinforce(
     >>> reinforce(row(-1.0, -2.0), row(0.0, 0.0), row(2.0, 2.0), row(True, False)).tolist()
     [[2.0, 0.0]]
     """
-    log_probs, _, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
+    log_probs, _, advantages = policy_arrays(log_probs, old_log_probs, advantages, mask)
     return jnp.where(mask, -advantages * log_probs, 0)
 
 
@@ -124,8 +105,8 @@ def ppo_clip(
     >>> ppo_clip(new, old, jnp.array([[1.0, -1.0]]), jnp.array([[True, True]])).tolist()
     [[-1.2, 0.8]]
     """
-    log_probs, old, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
-    objective = _clipped(_exp(log_probs - old), advantages, clip_range, clip_range_high)
+    log_probs, old, advantages = policy_arrays(log_probs, old_log_probs, advantages, mask)
+    objective = _clipped(bounded_exp(log_probs - old), advantages, clip_range, clip_range_high)
     if dual_clip is not None:
         if not isinstance(dual_clip, jax.core.Tracer) and dual_clip <= 1:
             raise ValueError(f"dual_clip must be above 1, a bound of the ratio, not {dual_clip}")
@@ -177,8 +158,8 @@ def sequence_clip(
     >>> sequence_clip(new, old, ones, mask, clip_range=0.2, clip_range_high=0.2).tolist()
     [[-1.1, -1.1]]
     """
-    log_probs, old, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
-    ratio = _exp(masked_mean(log_probs - old, mask, axis=-1))[:, None]
+    log_probs, old, advantages = policy_arrays(log_probs, old_log_probs, advantages, mask)
+    ratio = bounded_exp(masked_mean(log_probs - old, mask, axis=-1))[:, None]
     return jnp.where(mask, -_clipped(ratio, advantages, clip_range, clip_range_high), 0)
 
 
@@ -220,7 +201,7 @@ def soft_gate(
     [[-2.0, -2.924234]]
     """
     checks.positive(temperature=temperature, negative_temperature=negative_temperature)
-    log_probs, old, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
+    log_probs, old, advantages = policy_arrays(log_probs, old_log_probs, advantages, mask)
     tau = jnp.where(advantages > 0, temperature, negative_temperature)
-    gate = 4 / tau * jax.nn.sigmoid(tau * (_exp(log_probs - old) - 1))
+    gate = 4 / tau * jax.nn.sigmoid(tau * (bounded_exp(log_probs - old) - 1))
     return jnp.where(mask, -gate * advantages, 0)

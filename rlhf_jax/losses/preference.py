@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import checks
+from rlhf_jax.losses.common import bounded_exp
 
 __all__ = [
     "bradley_terry",
@@ -23,15 +24,6 @@ __all__ = [
     "thurstone",
     "unbiased",
 ]
-
-# Beyond this, exp is continued by its tangent: its square still fits into a float32, so that
-# neither a gradient nor its norm overflows.
-_LARGEST_EXPONENT = 40.0
-
-
-def _exp(x: jax.Array) -> jax.Array:
-    bounded = jnp.minimum(x, _LARGEST_EXPONENT)
-    return jnp.exp(bounded) * (1 + x - bounded)
 
 
 def bradley_terry(
@@ -143,7 +135,7 @@ def exponential(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
     [0.367879, 2.718282]
     """
     checks.pair(chosen, rejected)
-    return _exp(rejected - chosen)
+    return bounded_exp(rejected - chosen)
 
 
 def thurstone(chosen: jax.Array, rejected: jax.Array) -> jax.Array:
@@ -303,4 +295,4 @@ def discopop(chosen: jax.Array, rejected: jax.Array, *, tau: float = 0.05) -> ja
     lead = chosen - rejected
     logistic = jax.nn.sigmoid(-lead / tau) * jax.nn.softplus(-lead)
     # One exponent: exp(-lead) alone overflows where its weight is 0.
-    return logistic + _exp(jax.nn.log_sigmoid(lead / tau) - lead)
+    return logistic + bounded_exp(jax.nn.log_sigmoid(lead / tau) - lead)

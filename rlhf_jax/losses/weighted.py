@@ -9,9 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import checks
+from rlhf_jax.losses.common import bounded_exp, policy_arrays
 from rlhf_jax.losses.language import advantage_weighted, reward_weighted
-from rlhf_jax.losses.policy import _prepared
-from rlhf_jax.losses.preference import _exp
 
 __all__ = ["awr", "clipped_is", "rwr", "vespo"]
 
@@ -58,9 +57,9 @@ def clipped_is(
     checks.positive(clip_range_high=clip_range_high)
     if clip_range is not None:
         checks.positive(clip_range=clip_range)
-    log_probs, old, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
+    log_probs, old, advantages = policy_arrays(log_probs, old_log_probs, advantages, mask)
     low = None if clip_range is None else 1 - clip_range
-    weights = jnp.clip(_exp(log_probs - old), low, 1 + clip_range_high)
+    weights = jnp.clip(bounded_exp(log_probs - old), low, 1 + clip_range_high)
     return jnp.where(mask, -jax.lax.stop_gradient(weights) * advantages * log_probs, 0)
 
 
@@ -110,11 +109,11 @@ def vespo(
     checks.positive(
         power=power, decay=decay, negative_power=negative_power, negative_decay=negative_decay
     )
-    log_probs, old, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
+    log_probs, old, advantages = policy_arrays(log_probs, old_log_probs, advantages, mask)
     log_ratio = jnp.sum(log_probs - old, axis=-1, keepdims=True)
     k = jnp.where(advantages < 0, negative_power, power)
     scale = jnp.where(advantages < 0, negative_decay, decay)
-    weights = _exp(k * log_ratio + scale * (1 - _exp(log_ratio)))
+    weights = bounded_exp(k * log_ratio + scale * (1 - bounded_exp(log_ratio)))
     return jnp.where(mask, -jax.lax.stop_gradient(weights) * advantages * log_probs, 0)
 
 
@@ -156,7 +155,7 @@ def awr(
     >>> awr(new, new, advantages, jnp.array([[True, True, True]])).tolist()
     [[1.0, 2.718282, 20.0]]
     """
-    log_probs, _, advantages = _prepared(log_probs, old_log_probs, advantages, mask)
+    log_probs, _, advantages = policy_arrays(log_probs, old_log_probs, advantages, mask)
     settings = {"temperature": temperature, "maximum": maximum}
     return advantage_weighted(log_probs, mask, advantages, **settings)
 
@@ -200,6 +199,6 @@ def rwr(
     >>> rwr(new, new, rewards, jnp.array([[True, True]])).tolist()
     [[0.5, 1.5]]
     """
-    log_probs, _, rewards = _prepared(log_probs, old_log_probs, advantages, mask)
+    log_probs, _, rewards = policy_arrays(log_probs, old_log_probs, advantages, mask)
     settings = {"temperature": temperature, "axis_name": axis_name}
     return reward_weighted(log_probs, mask, rewards, **settings)
