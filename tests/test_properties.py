@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 
 from rlhf_jax import advantages, implicit_rewards, losses
 
+pytestmark = pytest.mark.usefixtures("little_to_compile")
 # One shape each, so that each function is compiled once a dtype: rows, tokens, answers to a prompt.
 B, T, N = 4, 3, 3
 
@@ -141,14 +142,6 @@ def arguments(data, kind, kinds=KINDS):
 
 def is_float(array):
     return jnp.issubdtype(array.dtype, jnp.floating)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def little_to_compile():
-    """Most of the time is the compiler's, and there is little to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @cache
