@@ -81,12 +81,3 @@ def test_value_losses_by_hand():
     np.testing.assert_allclose(gradient, row(0, -0.9, -2), rtol=1e-6)
     with pytest.raises(ValueError, match="shape"):
         losses.clipped_value(values, old, returns[:, :1])
-
-
-def test_cross_entropy_masks():
-    log_probs = jnp.array([[-1.0, -jnp.inf]])
-    value, gradient = jax.value_and_grad(
-        lambda x: losses.cross_entropy(x, jnp.array([[True, False]])).sum()
-    )(log_probs)
-    assert value == 1.0
-    np.testing.assert_array_equal(gradient, [[-1, 0]])

@@ -337,6 +337,18 @@ def test_plackett_luce_lifts_the_best_lowers_the_worst_and_survives_large_scores
         losses.plackett_luce(large, large)
 
 
+def test_rrhf_by_hand_and_for_two_is_the_hinge_without_a_margin():
+    scores, ranking = jnp.array([[-1.0, -3.0, -2.0]]), jnp.array([[1, 0, 2]])
+    # the best is 2 below the second and 1 below the third; these two are in order
+    value, gradient = jax.value_and_grad(lambda s: losses.rrhf(s, ranking)[0])(scores)
+    assert value == 3
+    np.testing.assert_array_equal(gradient, [[1, -2, 1]])
+    np.testing.assert_array_equal(losses.rrhf(scores, jnp.array([[0, 2, 1]])), [0])
+    pairs = jnp.float32(REWARDS).T
+    two = losses.rrhf(pairs, jnp.tile(jnp.array([0, 1]), (len(pairs), 1)))
+    np.testing.assert_allclose(two, losses.hinge(*pairs.T, margin=0.0))
+
+
 def test_ordinal_is_a_distribution_over_the_ratings():
     cutpoints, scores = jnp.array([-2.0, -0.5, 1.0]), jnp.float32(REWARDS[0])
     levels = [

@@ -17,6 +17,12 @@ def _check(sequences: Sequences, rank: int) -> None:
         raise ValueError(f"tokens must be of rank {rank}, not {list(shape)}")
 
 
+def _check_shape(wanted: tuple[int, ...], **values: jax.Array) -> None:
+    for name, value in values.items():
+        if jnp.shape(value) != wanted:
+            raise ValueError(f"{name} must have the shape {wanted}, not {jnp.shape(value)}")
+
+
 def mismatched(sequences: Sequences) -> Sequences:
     """Each prompt with the response of the next row, the last with that of the first.
 
@@ -89,7 +95,8 @@ def unpaired(preferences: Preferences, *, unrelated: bool = False) -> Rated:
         ``Rated`` of ``2 B`` rows, first the chosen ones, with ``bool[2 B]`` ratings.
 
     Raises:
-        ValueError: if the arrays' shapes differ or are not ``[B, T]``.
+        ValueError: if the arrays' shapes differ or are not ``[B, T]``, or ``tied`` is not
+            ``bool[B]``.
 
     Reference: Ethayarajh et al. 2024, https://arxiv.org/abs/2402.01306
 
@@ -108,6 +115,8 @@ def unpaired(preferences: Preferences, *, unrelated: bool = False) -> Rated:
     sequences = jax.tree.map(lambda *sides: jnp.concatenate(sides), chosen, rejected)
     pairs = len(chosen.tokens)
     if tied is not None:
+        checks.booleans(tied=tied)
+        _check_shape((pairs,), tied=tied)
         judged = jnp.tile(~jnp.asarray(tied), 2)[:, None]
         sequences = sequences.replace(response_mask=sequences.response_mask & judged)
     ratings = jnp.arange(2 * pairs) < pairs
@@ -134,9 +143,7 @@ def ranked(sequences: Sequences, ratings: jax.Array) -> Ranked:
     [[1, 2, 0]]
     """
     _check(sequences, rank=3)
-    wanted, shape = jnp.shape(sequences.tokens)[:2], jnp.shape(ratings)
-    if shape != wanted:
-        raise ValueError(f"ratings must have the shape {wanted}, not {shape}")
+    _check_shape(jnp.shape(sequences.tokens)[:2], ratings=ratings)
     return Ranked(sequences, jnp.argsort(ratings, axis=-1, stable=True, descending=True))
 
 
@@ -194,9 +201,7 @@ def with_control_tokens(
     """
     sequences, ratings = rated.sequences, jnp.asarray(rated.ratings)
     _check(sequences, rank=2)
-    if ratings.shape != jnp.shape(sequences.tokens)[:1]:
-        wanted = jnp.shape(sequences.tokens)[:1]
-        raise ValueError(f"ratings must have the shape {wanted}, not {ratings.shape}")
+    _check_shape(jnp.shape(sequences.tokens)[:1], ratings=ratings)
     if good_id == bad_id:
         raise ValueError(f"good_id and bad_id must differ, not both be {good_id}")
     good = ratings if ratings.dtype == bool else ratings >= threshold

@@ -38,14 +38,15 @@ def davidson(
         chosen: ``float[B]``, reward of the preferred answer, in nats; of either one in a tie.
         rejected: ``float[B]``, reward of the other.
         tied: ``bool[B]``, whether the two were called equal; by default none.
-        tie_weight: the paper's nu: how many ties there are for one win between equals.
+        tie_weight: the paper's nu: how many ties there are for one win between equals; a number or
+            ``float[B]``.
 
     Returns:
         ``float[B]`` in nats, ``-log P(win)`` or ``-log P(tie)``.
 
     Raises:
         ValueError: if the shapes differ, the rewards are not floating, ``tied`` is not boolean, or
-            ``tie_weight`` is not positive.
+            ``tie_weight`` is not positive or not of a shape that fits.
 
     Reference: Davidson 1970, J. Amer. Stat. Assoc. 65
 
@@ -79,14 +80,14 @@ def rao_kupper(
         chosen: ``float[B]``, reward of the preferred answer, in nats; of either one in a tie.
         rejected: ``float[B]``, reward of the other.
         tied: ``bool[B]``, whether the two were called equal; by default none.
-        threshold: eta, in nats; the paper's theta is its exponential.
+        threshold: eta, in nats; the paper's theta is its exponential. A number or ``float[B]``.
 
     Returns:
         ``float[B]`` in nats, ``-log P(win)`` or ``-log P(tie)``.
 
     Raises:
         ValueError: if the shapes differ, the rewards are not floating, ``tied`` is not boolean, or
-            ``threshold`` is not positive.
+            ``threshold`` is not positive or not of a shape that fits.
 
     Reference: Rao and Kupper 1967, J. Amer. Stat. Assoc. 62
 
