@@ -33,8 +33,10 @@ def test_kappas_of_published_tables():
     fleiss, cohen = FIXTURES["fleiss"], FIXTURES["cohen"]
     kappa = measures.fleiss_kappa(np.array(fleiss["table"]))
     np.testing.assert_allclose(kappa, fleiss["kappa"], atol=1e-6)
-    kappa = jax.jit(measures.cohen_kappa)(jnp.array([cohen["table"], [[3, 0], [0, 1]]]))
-    np.testing.assert_allclose(kappa, [cohen["kappa"], 1], atol=1e-6)
+    tables = jnp.array([cohen["table"], [[3, 0], [0, 1]], [[30, 10], [0, 10]]])
+    kappa = jax.jit(measures.cohen_kappa)(tables)
+    # the last: observed 0.8, expected 0.8 * 0.6 + 0.2 * 0.4 = 0.56
+    np.testing.assert_allclose(kappa, [cohen["kappa"], 1, 0.24 / 0.44], atol=1e-6)
 
 
 def by_the_definition(ratings, mask, level):

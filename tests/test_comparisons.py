@@ -65,6 +65,7 @@ def test_rock_paper_scissors_has_a_divergence_that_no_strengths_avoid():
     preferences = jax.nn.sigmoid(kappa[:, None, None] * cycle)
     fits = jax.vmap(worlds.fit_bradley_terry)(preferences)
     np.testing.assert_allclose(fits.strengths, np.zeros([3, 3]), atol=1e-5)
+    np.testing.assert_array_equal(fits.degrees_of_freedom, [1, 1, 1])  # 0.5 on the diagonal is none
     excess = fits.deviance / (2 * 3)  # three pairs, each compared once
     np.testing.assert_allclose(excess, kappa**2 / 8, rtol=0.02)
     np.testing.assert_allclose(excess[1], 0.004975, atol=1e-6)
@@ -107,9 +108,9 @@ def test_the_mean_loss_is_the_loss_of_the_pairs_and_leaves_out_empty_cells():
     scores = jnp.array([0.0, 1.0, jnp.inf])
     wins = np.array([[0, 1, 0], [3, 0, 0], [0, 0, 0]])
 
-    loss = partial(worlds.mean_loss, wins=wins, loss=losses.hinge)
+    loss = partial(worlds.mean_loss, wins=wins, loss=losses.squared)
     value, slope = jax.jit(jax.value_and_grad(loss))(scores)
-    np.testing.assert_allclose(value, (2 + 3 * 0) / 4)
+    np.testing.assert_allclose(value, (1 * 2**2 + 3 * 0) / 4)
     np.testing.assert_allclose(slope[2], 0)
     assert np.isfinite(slope).all()
 
@@ -129,7 +130,14 @@ def test_what_has_no_finite_fit_is_refused_or_nan():
     np.testing.assert_allclose(fits.strengths[1:], np.zeros([2, 3]), atol=1e-6)
 
 
-def test_a_long_chain_needs_more_than_newton_s_plain_steps():
+def test_a_table_on_which_plain_newton_steps_diverge():
+    wins = np.array([[0, 116, 0, 11], [0, 0, 1, 21], [843533, 27730, 0, 0], [0, 90953, 0, 0]])
+    fit = worlds.fit_bradley_terry(wins)
+    expected = (wins + wins.T) * worlds.bradley_terry_preferences(fit.strengths)
+    np.testing.assert_allclose(expected.sum(axis=1), wins.sum(axis=1), rtol=1e-3)
+
+
+def test_a_long_chain():
     """Neighbours alone are compared, and the ends are 48 nats apart."""
     truth = jnp.linspace(0, 48, 7)
     neighbours = np.abs(np.subtract.outer(np.arange(7), np.arange(7))) == 1

@@ -140,8 +140,7 @@ def krippendorff_alpha(
     raters = jnp.sum(mask, axis=1)
     mask = jnp.asarray(mask) & (raters >= 2)[:, None]
     count = jnp.sum(mask)
-    # where and not a product: what is masked out may be NaN.
-    values = jnp.where(mask, ratings, 0).astype(jnp.float32)
+    values = jnp.asarray(ratings).astype(jnp.float32)  # NaN, perhaps, where masked out.
     if level == "ordinal":  # The metric is the difference of mid-ranks.
         values = _mid_ranks(values.ravel(), mask.ravel()).reshape(values.shape)
     if level != "nominal":
@@ -174,5 +173,5 @@ def _unequal_pairs(values: jax.Array, mask: jax.Array) -> jax.Array:
 def _squared_differences(values: jax.Array, mask: jax.Array) -> jax.Array:
     """The squared differences of all ordered pairs of values that count, summed."""
     count = jnp.sum(mask)
-    mean = jnp.sum(values * mask) / jnp.maximum(count, 1)
+    mean = jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(count, 1)
     return 2.0 * count * jnp.sum(jnp.where(mask, jnp.square(values - mean), 0))
