@@ -131,16 +131,21 @@ def positive(**values: float | jax.Array) -> None:
 def takes(function: Callable, name: str, *arguments: str) -> None:
     """``function`` can be called with these positional arguments and no others.
 
-    >>> takes(lambda reward: reward, "loss", "chosen", "rejected")
+    >>> takes(jnp.square, "loss", "chosen", "rejected")
     Traceback (most recent call last):
-    ValueError: loss will be called as loss(chosen, rejected), but it is loss(reward)
+    ValueError: loss will be called as loss(chosen, rejected), but square takes (x)
     """
+    signature = inspect.signature(function)
     try:
-        inspect.signature(function).bind(*arguments)
+        signature.bind(*arguments)
     except TypeError:
+        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        taken = [p.name for p in signature.parameters.values() if p.kind in by_position]
+        own_name = getattr(getattr(function, "func", function), "__name__", "it")
         call = f"{name}({', '.join(arguments)})"
-        given = f"{name}{inspect.signature(function)}"
-        raise ValueError(f"{name} will be called as {call}, but it is {given}") from None
+        raise ValueError(
+            f"{name} will be called as {call}, but {own_name} takes ({', '.join(taken)})"
+        ) from None
 
 
 def flip_rate(value: float | jax.Array, *, may_be_zero: bool = True) -> None:

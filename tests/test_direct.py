@@ -167,7 +167,7 @@ def test_a_loss_that_does_not_fit_the_feedback_is_named():
     with pytest.raises(ValueError, match=r"loss will be called as loss\(rewards, ratings, kl\)"):
         stepped(toys.rated(4), loss=losses.bradley_terry)
     alone = toys.rated(4).replace(unrelated=None)
-    with pytest.raises(ValueError, match=r"called as loss\(rewards, ratings\), but it is .*kl"):
+    with pytest.raises(ValueError, match=r"called as loss\(rewards, ratings\), but kto takes .*kl"):
         stepped(alone, loss=losses.kto)
     with pytest.raises(ValueError, match=r"called as loss\(chosen, rejected, tied\)"):
         stepped(toys.ties(4))

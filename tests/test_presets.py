@@ -109,11 +109,11 @@ def test_what_a_preset_lacks_is_named():
             toys.bigram_logits, toys.sample_fn(), toys.bag_reward, optax.sgd(0.1), **further
         )
 
-    with pytest.raises(ValueError, match=r"advantage\(rewards\), but it is .*baseline"):
+    with pytest.raises(ValueError, match=r"advantage\(rewards\), but greedy_baseline takes .*baseline"):
         build("remax")
-    with pytest.raises(ValueError, match=r"advantage\(rewards, baseline\), but it is"):
+    with pytest.raises(ValueError, match=r"advantage\(rewards, baseline\), but leave_one_out"):
         build("rloo", baseline_fn=toys.sample_fn())
-    with pytest.raises(ValueError, match=r"advantage\(rewards, values, mask\), but it is"):
+    with pytest.raises(ValueError, match=r"advantage\(rewards, values, mask\), but leave_one_out"):
         build("rloo", per_token=True)
     with pytest.raises(ValueError, match="needs an advantage of tokens"):
         build("rloo", value_fn=toys.bag_values, per_token=False)
