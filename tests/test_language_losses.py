@@ -135,8 +135,12 @@ def test_nothing_that_counts_under_jit_is_nothing():
     """As on a device that got padding only: a traced mask cannot be refused."""
     mask = jnp.zeros([2, 2], bool)
     for loss in (losses.reward_weighted, losses.advantage_weighted, losses.unlikelihood):
-        value = jax.jit(loss)(LOG_PROBS, mask, jnp.array([jnp.nan, jnp.inf]))
-        np.testing.assert_array_equal(value, np.zeros([2, 2]))
+
+        def value_and_gradient(mask, rewards, loss=loss):
+            return loss(LOG_PROBS, mask, rewards), gradient(lambda x: loss(x, mask, rewards))
+
+        values = jax.jit(value_and_gradient)(mask, jnp.array([jnp.nan, jnp.inf]))
+        np.testing.assert_array_equal(values, np.zeros([2, 2, 2]))
 
 
 def test_advantage_weighted_by_hand():
