@@ -109,7 +109,7 @@ def test_what_a_preset_lacks_is_named():
             toys.bigram_logits, toys.sample_fn(), toys.bag_reward, optax.sgd(0.1), **further
         )
 
-    with pytest.raises(ValueError, match=r"advantage\(rewards\), but greedy_baseline takes .*baseline"):
+    with pytest.raises(ValueError, match=r"advantage\(rewards\), but greedy_baseline takes"):
         build("remax")
     with pytest.raises(ValueError, match=r"advantage\(rewards, baseline\), but leave_one_out"):
         build("rloo", baseline_fn=toys.sample_fn())
