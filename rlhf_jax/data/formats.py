@@ -60,14 +60,9 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
 # source's unit (TRL's name). tied: the two were called equal, and which stands first means nothing.
 # marks: 1 for a right step, 0 for a wrong one, 0.5 for neither, where labels know only two.
 EXTRAS: dict[Kind, tuple[str, ...]] = {
+    **dict.fromkeys(COLUMNS, ("rater", "source")),
     "preference": ("margin", "tied", "rater", "source"),
-    "unpaired": ("rater", "source"),
-    "rated": ("rater", "source"),
     "stepwise": ("marks", "rater", "source"),
-    "prompt_only": ("source",),
-    "prompt_completion": ("rater", "source"),
-    "text": ("source",),
-    "messages": ("source",),
 }
 
 
