@@ -3,8 +3,13 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rlhf_jax.data import FeedbackError, load_feedback
+from rlhf_jax.data.checking import FORMATS
+from rlhf_jax.data.files import Fault
+from rlhf_jax.data.formats import COLUMNS, EXTRAS
 
 
 def user(content):
@@ -453,3 +458,76 @@ def test_a_format_can_be_named(load):
     loaded = load(record, format="prompt_only", keep=("solution",))
     assert list(loaded) == [record]
     assert load(record, format="prompt_only").report.unused_columns == ("solution",)
+
+
+def test_a_missing_name_is_no_name(load):
+    assert list(load(TRL["preference"] | {"rater": float("nan"), "source": None})) == [
+        TRL["preference"]
+    ]
+
+
+RAW = {
+    "hh_rlhf": {
+        "chosen": "\n\nHuman: Hi\n\nAssistant: Hello",
+        "rejected": "\n\nHuman: Hi\n\nAssistant: Go",
+    },
+    "ultrafeedback_binarized": binarised(),
+    "ultrafeedback": ULTRAFEEDBACK,
+    "helpsteer2": helpsteer("Why?", "So.", 4),
+    "shp": shp(1, score_A=7, score_B=2),
+    "prm800k": prm800k(
+        step(("Add.", 1), ("Guess.", -1)), step(("No.", -1), chosen=None, human="2")
+    ),
+    "math_shepherd": {"input": SHEPHERD, "label": SHEPHERD.replace("ки", "+"), "task": "MATH"},
+    "summarize_from_feedback": summaries(0),
+    "preference_implicit": {"chosen": "a b", "rejected": "a c"},
+    **{name: record for name, record in TRL.items() if "," not in name},
+}
+
+
+def places(value, path=()):
+    """The path to every value inside a record."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in inside:
+        yield (*path, key)
+        if isinstance(item, dict | list):
+            yield from places(item, (*path, key))
+
+
+JUNK = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.sampled_from(["", " ", "x", "\ud800", "ки", "\n\nAssistant:", "1", [], {}, [[]], [{}]]),
+)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_record_with_anything_in_it_gives_rows_or_faults(name):
+    record = RAW[name]
+    # The record itself is fine, and no more is in the rows than is promised.
+    for row in FORMATS[name].convert(record, None):
+        kind = FORMATS[name].kind
+        assert isinstance(row, Fault) or set(COLUMNS[kind]) <= set(row)
+        assert isinstance(row, Fault) or set(row) <= {*COLUMNS[kind], *EXTRAS[kind]}
+
+    @given(st.sampled_from(list(places(record))), JUNK, st.booleans())
+    @settings(max_examples=40, deadline=None)
+    def broken(path, junk, remove):
+        changed = json.loads(json.dumps(record))
+        holder = changed
+        for key in path[:-1]:
+            holder = holder[key]
+        if remove:
+            del holder[path[-1]]
+        else:
+            holder[path[-1]] = junk
+        try:
+            found = list(FORMATS[name].convert(changed, None))
+        except Fault as fault:
+            found = [fault]
+        for row in found:
+            assert isinstance(row, Fault) or json.dumps(row, allow_nan=False).encode()
+
+    broken()

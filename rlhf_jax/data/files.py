@@ -14,9 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-import pyarrow as pa
-from pyarrow import parquet
-
 __all__ = ["SUFFIXES", "Fault", "Record", "read_records", "suffix", "write_records"]
 
 Record = dict[str, Any]
@@ -210,6 +207,9 @@ def _is_message(value: Any) -> bool:
 
 
 def _parquet(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
+    import pyarrow as pa  # It is slow to import, and comes with the datasets library.
+    from pyarrow import parquet
+
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
@@ -244,6 +244,9 @@ def write_records(path: Path, records: Sequence[Record]) -> None:
     os.close(handle)
     try:
         if kind == ".parquet":
+            import pyarrow as pa
+            from pyarrow import parquet
+
             parquet.write_table(pa.Table.from_pylist(list(records)), name)
         else:
             with open(name, "w", encoding="utf-8", newline="") as file:

@@ -169,7 +169,8 @@ def extras(record: Record, **names: str) -> Row:
     for ours in ("margin", "tied", "marks", "rater", "source"):
         name = names.get(ours, ours)
         value = record.get(name)
-        if value is None:
+        # pandas writes a missing name as nan; of a number that would be a fault.
+        if value is None or (ours in ("rater", "source") and value != value):
             continue
         if ours == "margin":
             row[ours] = number(value, name)

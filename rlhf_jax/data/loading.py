@@ -80,7 +80,7 @@ def load_feedback(
         path_or_hub_name: a file (jsonl, json, csv, parquet; all but parquet also as ``.gz``), a
             folder of such files, or else the name of a set on the hub, which the ``datasets``
             library loads. No code that comes with the data is run, and no pickle is read.
-        format: the format's name, one of ``data.loading.FORMATS``; recognised if not given.
+        format: the format's name, one of ``data.checking.FORMATS``; recognised if not given.
         split: which split of a set on the hub, or which of a folder's files, by their names; files
             named after no split are ``"train"``. A single file is read whatever its name.
         streaming: whether to read as the rows are asked for, for what does not fit in memory.
@@ -108,7 +108,8 @@ def load_feedback(
             argument is wrong.
         FileNotFoundError: there is no such file, split or set.
 
-    What it cannot know: whether the labels mean what their columns promise.
+    What it cannot know: whether the labels mean what their columns promise. Files on the hub are
+    parsed by the ``datasets`` library, so of those that are broken as files it gives the error.
 
     >>> import json, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:

@@ -47,8 +47,8 @@ def _transcript(dialogue: str, name: str) -> Messages:
     ]
 
 
-# Split where TRL does, but the space behind the mark is left out: of an empty answer it is missing,
-# and with it the split would move to the turn before.
+# Split where TRL does, but by the mark without its space, which answers that begin with a line break
+# or are empty lack: by the mark with it, the split would move to the turn before.
 def _hh_rlhf(record: Record, _: str | None) -> Iterator[Row]:
     chosen, rejected = (text(get(record, name), name) for name in ("chosen", "rejected"))
     different({"chosen": chosen, "rejected": rejected})
@@ -175,8 +175,10 @@ def _prm800k(record: Record, _: str | None) -> Iterator[Row | Fault]:
     for index, step in enumerate(steps):
         where = f"label.steps[{index}]."
         picked, by_hand = get(step, "chosen_completion", where), step.get("human_completion")
+        given = get(step, "completions", where)
+        candidates = [] if given in (None, []) else items(given, where + "completions")
         going_on = None
-        for order, candidate in enumerate(get(step, "completions", where) or []):
+        for order, candidate in enumerate(candidates):
             inside = f"{where}completions[{order}]."
             try:
                 said = text(get(candidate, "text", inside), inside + "text")
@@ -184,7 +186,7 @@ def _prm800k(record: Record, _: str | None) -> Iterator[Row | Fault]:
             except Fault as fault:
                 yield fault
                 continue
-            if order == picked:
+            if order == picked and not isinstance(picked, bool):
                 going_on = found
             else:
                 yield solution([*before, found])
@@ -197,7 +199,7 @@ def _prm800k(record: Record, _: str | None) -> Iterator[Row | Fault]:
         if going_on is None:
             if index < len(steps) - 1:
                 yield Fault(f"{where}chosen_completion is null, but there are steps behind it")
-            if step["completions"]:
+            if candidates:
                 return  # What stands before is in the solutions that ended here.
             break
         before.append(going_on)
