@@ -113,9 +113,11 @@ def test_hh_rlhf_is_split_at_the_last_common_assistant(load):
     }
 
 
-def test_hh_rlhf_with_an_empty_answer_is_not_split_at_the_turn_before(load):
+def test_hh_rlhf_is_not_split_at_the_turn_before_for_want_of_a_space(load):
     before = "\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Name a colour"
-    good = {"chosen": before + "\n\nAssistant: Blue", "rejected": before + "\n\nAssistant: Red"}
+    good = {"chosen": before + "\n\nAssistant: Blue", "rejected": before + "\n\nAssistant:\nRed"}
+    [row] = load(good)
+    assert (row["chosen"], row["rejected"]) == ([assistant("Blue")], [assistant("\nRed")])
     bad = good | {"rejected": before + "\n\nAssistant:"}
     with pytest.raises(FeedbackError) as caught:
         load(good, bad)
@@ -513,7 +515,7 @@ def test_a_record_with_anything_in_it_gives_rows_or_faults(name):
         assert isinstance(row, Fault) or set(row) <= {*COLUMNS[kind], *EXTRAS[kind]}
 
     @given(st.sampled_from(list(places(record))), JUNK, st.booleans())
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25, deadline=None)
     def broken(path, junk, remove):
         changed = json.loads(json.dumps(record))
         holder = changed
