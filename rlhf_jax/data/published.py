@@ -47,8 +47,8 @@ def _transcript(dialogue: str, name: str) -> Messages:
     ]
 
 
-# Split where TRL does, but by the mark without its space, which is missing before a line break or an
-# empty answer: by the mark with it, the split would then move to the turn before.
+# Split where TRL does, but by the mark without its space, which is missing before a line break or
+# an empty answer: by the mark with it, the split would then move to the turn before.
 def _hh_rlhf(record: Record, _: str | None) -> Iterator[Row]:
     chosen, rejected = (text(get(record, name), name) for name in ("chosen", "rejected"))
     different({"chosen": chosen, "rejected": rejected})
