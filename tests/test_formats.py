@@ -223,6 +223,16 @@ def test_rated_answers_to_one_prompt_make_pairs(load):
     assert pairs == [("So.", "No.", 3, False), ("So.", "Eh.", 0, True), ("Eh.", "No.", 3, False)]
 
 
+def test_a_pair_has_a_rater_only_if_one_rated_both(load):
+    answers = [("b", 1, "ann"), ("c", 2, "ann"), ("d", 3, "bob")]
+    rows = [
+        {"prompt": "a", "completion": text, "rating": rating, "rater": rater}
+        for text, rating, rater in answers
+    ]
+    pairs = load(*rows, pairs=True)
+    assert [row["rater"] for row in pairs] == ["ann", None, None]
+
+
 def test_a_malformed_answer_does_not_cost_the_others_their_pairs(load):
     record = json.loads(json.dumps(ULTRAFEEDBACK))
     record["completions"][1]["response"] = " "

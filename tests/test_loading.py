@@ -281,6 +281,8 @@ def test_a_folder_is_read_by_split(tmp_path):
 def test_a_folder_without_splits_is_train(tmp_path):
     write(tmp_path / "pretraining.jsonl", LINE)
     assert len(load_feedback(tmp_path)) == 1
+    with pytest.raises(FileNotFoundError, match="split 'test'"):
+        load_feedback(tmp_path, split="test")
 
 
 def test_a_stream_reads_no_further_than_asked(tmp_path):
