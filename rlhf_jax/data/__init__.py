@@ -1,6 +1,7 @@
-"""Data as arrays: the real human ratings, text as tokens, batches by number, forms of feedback."""
+"""Data as arrays: feedback from files and the hub, the real ratings, text as tokens, batches."""
 
 from rlhf_jax.data.batches import Batches, epochs
+from rlhf_jax.data.checking import FeedbackError
 from rlhf_jax.data.feedback import (
     control_positions,
     mismatched,
@@ -8,8 +9,16 @@ from rlhf_jax.data.feedback import (
     unpaired,
     with_control_tokens,
 )
+from rlhf_jax.data.fitting import plain_template
+from rlhf_jax.data.loading import load_feedback, save_feedback
 from rlhf_jax.data.ratings import DOMAINS, Ratings, as_dataset, fingerprint, load_ratings
 from rlhf_jax.data.text import BOS, EOS, PAD, UNK, decode, encode, stream, train_tokenizer
+from rlhf_jax.data.tokenising import (
+    tokenise_preferences,
+    tokenise_prompts,
+    tokenise_rated,
+    tokenise_steps,
+)
 from rlhf_jax.data.vectors import word_vectors
 
 __all__ = [
@@ -19,6 +28,7 @@ __all__ = [
     "PAD",
     "UNK",
     "Batches",
+    "FeedbackError",
     "Ratings",
     "as_dataset",
     "control_positions",
@@ -26,10 +36,17 @@ __all__ = [
     "encode",
     "epochs",
     "fingerprint",
+    "load_feedback",
     "load_ratings",
     "mismatched",
+    "plain_template",
     "ranked",
+    "save_feedback",
     "stream",
+    "tokenise_preferences",
+    "tokenise_prompts",
+    "tokenise_rated",
+    "tokenise_steps",
     "train_tokenizer",
     "unpaired",
     "with_control_tokens",
