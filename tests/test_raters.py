@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rlhf_jax.feedback import Comparison, Pairs
 from rlhf_jax.humans import real_raters, same_batch_pairs
-from rlhf_jax.types import Comparison
 
 # Column 0 likes item 0 best, column 1 item 1; column 2 did not rate item 1, nobody item 3.
 RATINGS = np.array([[4, -2, 1], [0, 3, 0], [0, -2, 2], [0, 0, 0]], np.int8)
@@ -15,21 +15,22 @@ MASK = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1], [0, 0, 0]], bool)
 
 def test_one_column_answers_for_both_items():
     first, second = jnp.zeros(500, int), jnp.ones(500, int)
-    answer = jax.jit(real_raters(RATINGS, MASK))(jax.random.key(0), first, second)
+    answer = jax.jit(real_raters(RATINGS, MASK))(jax.random.key(0), Pairs(first, second))
     assert isinstance(answer, Comparison)
     rater = np.asarray(answer.rater)
     assert set(rater) == {0, 1}, "column 2 did not rate both"
     np.testing.assert_array_equal(answer.preference, np.where(rater == 0, 1.0, 0.0))
     assert 0.4 < rater.mean() < 0.6
     assert answer.preference.dtype == jnp.float32
-    assert answer.first.dtype == answer.second.dtype == answer.rater.dtype == jnp.int32
+    assert answer.rater.dtype == jnp.int32
+    assert answer.answered.all()
 
 
 def test_ties_are_half_and_the_order_of_a_pair_only_turns_the_answer():
     human = real_raters(RATINGS, MASK)
     first, second = jnp.zeros(300, int), jnp.full(300, 2)
-    there = human(jax.random.key(1), first, second)
-    back = human(jax.random.key(1), second, first)
+    there = human(jax.random.key(1), Pairs(first, second))
+    back = human(jax.random.key(1), Pairs(second, first))
     np.testing.assert_array_equal(there.rater, back.rater)
     np.testing.assert_array_equal(there.preference, 1.0 - back.preference)
     expected = np.array([1.0, 0.5, 0.0])[np.asarray(there.rater)]
@@ -39,22 +40,24 @@ def test_ties_are_half_and_the_order_of_a_pair_only_turns_the_answer():
 
 def test_extreme_ratings_do_not_overflow():
     human = real_raters(np.array([[127], [-128]], np.int8), np.ones((2, 1), bool))
-    answer = human(jax.random.key(0), jnp.array([0, 1]), jnp.array([1, 0]))
+    answer = human(jax.random.key(0), Pairs(jnp.array([0, 1]), jnp.array([1, 0])))
     assert answer.preference.tolist() == [1.0, 0.0]
 
 
 def test_a_pair_that_nobody_rated_is_marked():
-    answer = real_raters(RATINGS, MASK)(jax.random.key(0), jnp.array([0]), jnp.array([3]))
+    pairs = Pairs(jnp.array([0]), jnp.array([3]))
+    answer = real_raters(RATINGS, MASK)(jax.random.key(0), pairs)
     assert (answer.rater.tolist(), answer.preference.tolist()) == ([-1], [0.5])
+    assert answer.answered.tolist() == [False]
 
 
 def test_pure_and_vmappable():
     human = real_raters(RATINGS, MASK)
-    first, second = jnp.zeros(8, int), jnp.ones(8, int)
+    pairs = Pairs(jnp.zeros(8, int), jnp.ones(8, int))
     keys = jax.random.split(jax.random.key(0), 3)
-    many = jax.vmap(human, in_axes=(0, None, None))(keys, first, second)
+    many = jax.vmap(human, in_axes=(0, None))(keys, pairs)
     assert many.preference.shape == (3, 8)
-    np.testing.assert_array_equal(many.rater[1], human(keys[1], first, second).rater)
+    np.testing.assert_array_equal(many.rater[1], human(keys[1], pairs).rater)
 
 
 def test_bad_shapes():
@@ -65,13 +68,13 @@ def test_bad_shapes():
     with pytest.raises(ValueError):
         real_raters(RATINGS, MASK.astype(int))
     with pytest.raises(ValueError):
-        real_raters(RATINGS, MASK)(jax.random.key(0), jnp.zeros(2, int), jnp.zeros(3, int))
+        real_raters(RATINGS, MASK)(jax.random.key(0), Pairs(jnp.zeros(2, int), jnp.zeros(3, int)))
 
 
 def test_same_batch_pairs_are_distinct_items_of_one_batch_drawn_uniformly():
     batch = np.array([5, -1, 2, 5, 2, 5, 9, -1])  # 9 has no company
-    first, second = jax.jit(same_batch_pairs, static_argnums=2)(jax.random.key(0), batch, 6000)
-    first, second = np.asarray(first), np.asarray(second)
+    pairs = jax.jit(same_batch_pairs, static_argnums=2)(jax.random.key(0), batch, 6000)
+    first, second = np.asarray(pairs.first), np.asarray(pairs.second)
     assert (batch[first] == batch[second]).all()
     assert (first != second).all()
     assert (batch[first] >= 0).all()
