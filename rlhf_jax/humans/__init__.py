@@ -1,5 +1,6 @@
 """Humans: pure functions that answer questions about examples, ``(key, examples) -> feedback``."""
 
+from rlhf_jax.humans.common import Human, Rate, Utility
 from rlhf_jax.humans.raters import (
     RaterEffects,
     fit_rater_effects,
@@ -7,5 +8,68 @@ from rlhf_jax.humans.raters import (
     real_ratings,
     same_batch_pairs,
 )
+from rlhf_jax.humans.simulated import (
+    approval,
+    boltzmann,
+    bpref_teacher,
+    comparing,
+    drifting,
+    hidden_context,
+    limited_checker,
+    oracle,
+    ordinal,
+    partial_observer,
+    plackett_luce,
+    population,
+    rater_effects,
+    thurstone,
+)
+from rlhf_jax.humans.wrappers import (
+    budgeted,
+    near_ties,
+    persuadable,
+    poisoned,
+    with_bias,
+    with_effort,
+    with_fatigue,
+    with_mistakes,
+    with_position_bias,
+    with_skips,
+    with_ties,
+)
 
-__all__ = ["RaterEffects", "fit_rater_effects", "real_raters", "real_ratings", "same_batch_pairs"]
+__all__ = [
+    "Human",
+    "Rate",
+    "RaterEffects",
+    "Utility",
+    "approval",
+    "boltzmann",
+    "bpref_teacher",
+    "budgeted",
+    "comparing",
+    "drifting",
+    "fit_rater_effects",
+    "hidden_context",
+    "limited_checker",
+    "near_ties",
+    "oracle",
+    "ordinal",
+    "partial_observer",
+    "persuadable",
+    "plackett_luce",
+    "poisoned",
+    "population",
+    "rater_effects",
+    "real_raters",
+    "real_ratings",
+    "same_batch_pairs",
+    "thurstone",
+    "with_bias",
+    "with_effort",
+    "with_fatigue",
+    "with_mistakes",
+    "with_position_bias",
+    "with_skips",
+    "with_ties",
+]
