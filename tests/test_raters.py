@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from rlhf_jax.feedback import Comparison, Pairs
-from rlhf_jax.humans import real_raters, same_batch_pairs
+from rlhf_jax.humans import (
+    comparing,
+    fit_rater_effects,
+    rater_effects,
+    real_raters,
+    real_ratings,
+    same_batch_pairs,
+)
 
 # Column 0 likes item 0 best, column 1 item 1; column 2 did not rate item 1, nobody item 3.
 RATINGS = np.array([[4, -2, 1], [0, 3, 0], [0, -2, 2], [0, 0, 0]], np.int8)
@@ -97,3 +104,128 @@ def test_same_batch_pairs_refuses_when_there_is_none():
     assert (
         jax.tree.leaves(jax.tree.map(lambda x: x.tolist(), traced(jnp.array([0, -1])))) == [-1] * 4
     )
+
+
+def test_with_batches_a_rater_is_a_person():
+    batch = jnp.array([0, 1, 0, -1])
+    human = real_raters(RATINGS, MASK, batch=batch)
+    mask = jnp.ones((4, 3), bool)
+    answer = real_raters(RATINGS, mask, batch=batch)(
+        jax.random.key(0), Pairs(jnp.array([0, 0, 1, 3]), jnp.array([2, 1, 1, 3]))
+    )
+    assert answer.rater[0] in (0, 1, 2)
+    assert answer.rater.tolist()[1] == -1, "of two batches, two persons"
+    assert answer.rater[2] in (3, 4, 5)
+    assert answer.rater.tolist()[3] == -1, "of no batch"
+    assert answer.answered.all()
+    plain = real_raters(RATINGS, MASK)
+    pairs = Pairs(jnp.zeros(50, int), jnp.ones(50, int))
+    np.testing.assert_array_equal(
+        human(jax.random.key(3), pairs).preference, plain(jax.random.key(3), pairs).preference
+    )
+    with pytest.raises(ValueError, match=r"batch must be \[N\]"):
+        real_raters(RATINGS, MASK, batch=batch[:2])
+
+
+def test_a_real_rating_is_one_of_the_items_own():
+    human = jax.jit(real_ratings(RATINGS, MASK))
+    rating = human(jax.random.key(0), jnp.tile(jnp.arange(4), 300))
+    value, rater = np.asarray(rating.value).reshape(300, 4), np.asarray(rating.rater)
+    rater = rater.reshape(300, 4)
+    for item in range(3):
+        np.testing.assert_array_equal(value[:, item], RATINGS[item, rater[:, item]])
+        counts = np.bincount(rater[:, item], minlength=3)[MASK[item]]
+        np.testing.assert_allclose(counts / 300, 1 / MASK[item].sum(), atol=0.1)
+    assert set(rater[:, 3]) == {-1}
+    assert not rating.answered[3::4].any()
+    assert rating.answered.sum() == 900
+
+
+def test_given_raters_answer_or_nobody_does():
+    items = jnp.array([0, 1, 1, 2])
+    named = real_ratings(RATINGS, MASK)(jax.random.key(0), items, jnp.array([1, 1, 2, -1]))
+    assert named.value.tolist() == [-2.0, 3.0, 0.0, 0.0]
+    assert named.answered.tolist() == [True, True, False, False]
+    batched = real_ratings(RATINGS, MASK, batch=jnp.array([0, 1, 0, 0]))
+    of_batch = batched(jax.random.key(0), items, jnp.array([1, 4, 1, 2]))
+    assert of_batch.rater.tolist() == [1, 4, -1, 2]
+    assert of_batch.value.tolist() == [-2.0, 3.0, 0.0, 2.0]
+
+
+def test_comparing_asks_one_person_twice():
+    human = comparing(real_ratings(RATINGS, MASK))
+    answer = human(jax.random.key(0), Pairs(jnp.zeros(200, int), jnp.ones(200, int)))
+    rater, answered = np.asarray(answer.rater), np.asarray(answer.answered)
+    assert set(rater[answered]) == {0, 1}
+    np.testing.assert_array_equal(answer.preference[answered], np.where(rater == 0, 1, 0)[answered])
+    np.testing.assert_allclose(answered.mean(), 2 / 3, atol=0.12)
+
+
+def test_simulated_raters_are_recovered_by_the_fit():
+    raters, items = 40, 2000
+    rng = np.random.default_rng(1)
+    biases, slopes = rng.normal(0, 5, raters), np.linspace(-0.5, 2.0, raters)
+    biases, slopes = biases - biases.mean(), slopes + 1 - slopes.mean()
+    # On a scale so fine that rounding to its steps is nothing.
+    settings = {"bias": biases, "slope": slopes, "noise": np.full(raters, 3.0)}
+    human = rater_effects(lambda consensus: consensus, **settings, low=-999, high=999)
+    asked, who = np.tile(rng.normal(0, 15, items), raters), np.repeat(np.arange(raters), items)
+    felt = np.asarray(human(jax.random.key(0), asked, who).value).reshape(raters, items).T
+    # Gaps, and items of no batch that would spoil everything.
+    mask = rng.random(felt.shape) < 0.9
+    ratings = np.concatenate([np.where(mask, felt, 9e3), np.full((7, raters), 9e3)])
+    mask = np.concatenate([mask, np.ones((7, raters), bool)])
+    batch = np.concatenate([np.full(items, 1), np.full(7, -1)])
+    fit = jax.jit(fit_rater_effects, static_argnames="batches")(ratings, mask, batch, batches=3)
+    fit = jax.device_get(fit)
+    assert fit.bias.shape == (3, raters)
+    assert fit.mask.tolist() == [[False] * raters, [True] * raters, [False] * raters]
+    np.testing.assert_array_equal(fit.items[1], mask[:items].sum(axis=0))
+    # From the others' line to the consensus', which each rater is a part of.
+    slope = raters * fit.slope[1] / (raters - 1 + fit.slope[1])
+    bias = fit.bias[1] + (1 - fit.slope[1]) * fit.centre[1]
+    np.testing.assert_allclose(slope, slopes, atol=0.03)
+    np.testing.assert_allclose(bias * (raters - slope) / raters, biases, atol=0.4)
+    np.testing.assert_allclose(fit.noise[1], 3.0, atol=0.5)
+    assert all(not column[[0, 2]].any() for column in jax.tree.leaves(fit))
+
+
+def test_the_fit_is_least_squares_on_the_mean_of_the_others():
+    rng = np.random.default_rng(2)
+    ratings, mask = rng.integers(-4, 5, (12, 5)), rng.random((12, 5)) < 0.8
+    ratings[:, 4] = 2
+    batch = np.repeat([0, 1], 6)
+    fit = fit_rater_effects(ratings, mask, batch)
+    for group, column in [(0, 0), (1, 3)]:
+        rows = [i for i in range(12) if batch[i] == group and mask[i, column]]
+        others = [
+            np.mean([ratings[i, k] for k in range(5) if k != column and mask[i, k]]) for i in rows
+        ]
+        own = ratings[rows, column]
+        slope, intercept = np.polyfit(others, own, 1)
+        residual = own - intercept - slope * np.array(others)
+        expected = {
+            "bias": np.mean(own) - np.mean(others),
+            "slope": slope,
+            "noise": np.sqrt((residual**2).sum() / (len(rows) - 2)),
+            "correlation": np.corrcoef(others, own)[0, 1],
+            "centre": np.mean(others),
+            "items": len(rows),
+        }
+        for name, value in expected.items():
+            np.testing.assert_allclose(getattr(fit, name)[group, column], value, rtol=2e-4)
+    assert fit.mask.all()
+    np.testing.assert_allclose(fit.slope[:, 4], 0, atol=1e-6)
+    assert fit.correlation[:, 4].tolist() == [0.0, 0.0], "who rates all the same correlates with no"
+    alone = fit_rater_effects(ratings[:, :1], mask[:, :1], batch)
+    assert not alone.mask.any()
+
+
+def test_what_cannot_be_fitted_is_refused():
+    batch = np.zeros(4, int)
+    with pytest.raises(ValueError, match="batches must be at least 3, as batch has it, not 2"):
+        fit_rater_effects(RATINGS, MASK, batch + 2, batches=2)
+    with pytest.raises(ValueError, match="batches must be given where batch is traced"):
+        jax.jit(fit_rater_effects)(RATINGS, MASK, batch)
+    with pytest.raises(ValueError, match=r"batch must be \[N\]"):
+        fit_rater_effects(RATINGS, MASK, batch[:3])

@@ -208,8 +208,10 @@ def fit_rater_effects(
 
     The noise has ``n - 2`` degrees of freedom. The mean of the others is itself an estimate, so the
     slope comes out smaller than it would be on the truth, by about ``1 - v / (n_others V)``, where
-    ``v`` is the variance between raters of an item and ``V`` that of the means. Of thirty ratings,
-    each of the three is uncertain: their spread over raters overstates how much people differ.
+    ``v`` is the variance between raters of an item and ``V`` that of the means. From the mean of
+    all ``K`` raters of the items a bias is ``(K - 1) / K`` of what it is from the others'. Of
+    thirty ratings, each of the three is uncertain: their spread over raters overstates how much
+    people differ.
 
     Args:
         ratings: ``number[N, K]``.
