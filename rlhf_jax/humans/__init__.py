@@ -4,6 +4,7 @@ from rlhf_jax.humans.common import Human, Rate, Utility
 from rlhf_jax.humans.raters import (
     RaterEffects,
     fit_rater_effects,
+    rater_settings,
     real_raters,
     real_ratings,
     same_batch_pairs,
@@ -61,6 +62,7 @@ __all__ = [
     "poisoned",
     "population",
     "rater_effects",
+    "rater_settings",
     "real_raters",
     "real_ratings",
     "same_batch_pairs",

@@ -15,6 +15,7 @@ from rlhf_jax.types import Key
 __all__ = [
     "RaterEffects",
     "fit_rater_effects",
+    "rater_settings",
     "real_raters",
     "real_ratings",
     "same_batch_pairs",
@@ -179,6 +180,7 @@ class RaterEffects:
             used the scale as the others did, near 0 for one who did not look, below 0 for one who
             turned it round.
         noise: ``float32[G, K]``, standard deviation of what that leaves unexplained.
+        slope_error: ``float32[G, K]``, standard error of the slope.
         correlation: ``float32[G, K]`` of their ratings with the others' mean.
         items: ``int32[G, K]``, how many of their ratings were compared.
         centre: ``float32[G, K]``, mean of the others' means of these items.
@@ -190,6 +192,7 @@ class RaterEffects:
     bias: jax.Array
     slope: jax.Array
     noise: jax.Array
+    slope_error: jax.Array
     correlation: jax.Array
     items: jax.Array
     centre: jax.Array
@@ -211,7 +214,7 @@ def fit_rater_effects(
     ``v`` is the variance between raters of an item and ``V`` that of the means. From the mean of
     all ``K`` raters of the items a bias is ``(K - 1) / K`` of what it is from the others'. Of
     thirty ratings, each of the three is uncertain: their spread over raters overstates how much
-    people differ.
+    people differ; ``rater_settings`` takes that off.
 
     Args:
         ratings: ``number[N, K]``.
@@ -261,6 +264,7 @@ def fit_rater_effects(
     varied = fitted & (yy > 1e-6)
     correlation = xy / jnp.sqrt(jnp.where(varied, xx * yy, 1))
     columns = {"bias": level - centre, "slope": slope, "noise": jnp.sqrt(residual)}
+    columns["slope_error"] = jnp.sqrt(residual / jnp.where(fitted, xx, 1))
     columns = {name: jnp.where(fitted, column, 0) for name, column in columns.items()}
     return RaterEffects(
         **columns,
@@ -269,6 +273,55 @@ def fit_rater_effects(
         centre=jnp.where(fitted, centre, 0),
         mask=fitted,
     )
+
+
+def rater_settings(effects: RaterEffects) -> dict[str, np.ndarray]:
+    r"""What ``rater_effects`` needs to make up raters who differ as the fitted ones do.
+
+    The fitted slopes differ more than the raters do, since each is an estimate from a few ratings.
+    They are therefore drawn towards their mean, all by the same factor, so that their variance is
+    what is left without that of the errors (moment estimate, empirical Bayes):
+
+    .. math:: \tilde s_k = \bar s + (s_k - \bar s)
+              \sqrt{\max(0, 1 - \overline{\mathrm{se}^2} / \operatorname{var} s)}
+
+    Biases likewise. Rounding to whole steps adds a variance of 1/12 of its own, which is taken off
+    the noise. What remains unlike: that people mean more by the ends of a scale, and agree by item.
+
+    Args:
+        effects: what ``fit_rater_effects`` returned of ratings in whole steps.
+
+    Returns:
+        ``bias``, ``slope`` and ``noise``, ``float32[R]`` of the ``R`` raters that were fitted:
+        NumPy, since ``R`` depends on the ratings. The utility to go with them is the mean rating.
+
+    Raises:
+        ValueError: if no rater was fitted.
+
+    >>> ratings = jnp.array([[1, 2, 4], [2, 3, 7], [3, 4, 8], [4, 4, 9]])
+    >>> effects = fit_rater_effects(ratings, jnp.ones((4, 3), bool), jnp.zeros(4, int))
+    >>> {name: column.shape for name, column in rater_settings(effects).items()}
+    {'bias': (3,), 'slope': (3,), 'noise': (3,)}
+    """
+    effects = jax.device_get(effects)
+    fitted = effects.mask
+    if not fitted.any():
+        raise ValueError("effects has no fitted rater: there is nobody to be like")
+    bias, slope, noise = effects.bias[fitted], effects.slope[fitted], effects.noise[fitted]
+    centre, items = effects.centre[fitted], effects.items[fitted]
+    bias_error = np.square(noise) / items
+    slope_error = np.square(effects.slope_error[fitted])
+
+    def drawn_in(values, errors):
+        spread = np.var(values)
+        left = np.sqrt(max(0.0, 1 - np.mean(errors) / spread)) if spread > 0 else 0.0
+        return np.mean(values) + (values - np.mean(values)) * left
+
+    slope = drawn_in(slope, slope_error)
+    bias = drawn_in(bias, bias_error) + (1 - slope) * centre
+    noise = np.sqrt(np.maximum(np.square(noise) - 1 / 12, 0))
+    columns = {"bias": bias, "slope": slope, "noise": noise}
+    return {name: column.astype(np.float32) for name, column in columns.items()}
 
 
 def _checked(ratings, mask, batch):

@@ -397,10 +397,9 @@ def rater_effects(
     .. math:: y = \operatorname{clip}(\operatorname{round}(
               b_k + s_k u + \sigma_k \varepsilon), \text{low}, \text{high})
 
-    With the numbers of real raters, from ``fit_rater_effects``, their utility is the consensus of
-    the others, and ``bias`` is ``effects.bias + (1 - effects.slope) * effects.centre``, as it is
-    fitted where the items of a batch have their mean. ``comparing`` makes it a human who compares,
-    whose two ratings are one rater's. To have all raters rate the same examples, pass ``rater``.
+    ``rater_settings`` of ``fit_rater_effects`` are the numbers of real raters; their utility is the
+    mean of all ratings of an item. ``comparing`` makes it a human who compares, whose two ratings
+    are one rater's. To have all raters rate the same examples, pass ``rater``.
 
     Args:
         utility: ``(examples) -> float[B]``, in steps of the scale.
