@@ -18,6 +18,7 @@ import optax
 import tyro
 
 import rlhf_jax as rj
+from rlhf_jax.feedback import Pairs
 from rlhf_jax.rewards import Standardised
 from rlhf_jax.types import Preferences, Prompts, Sequences
 
@@ -109,11 +110,10 @@ def main(config: Config) -> None:
     vectors = rj.data.word_vectors(tokens[others], mask[others], vocab_size=sizes.vocabulary)
 
     def fit_judge(name: str, snippets: np.ndarray, raters: np.ndarray, key: jax.Array):
-        judge = models[name]
+        judge, keys = models[name], jax.random.split(key, 3)
         human = rj.humans.real_raters(ratings.ratings, ratings.rating_mask & raters)
-        keys = jax.random.split(key, 3)
-        pairs = jax.random.choice(keys[0], snippets, (2, sizes.comparisons))
-        sides = rj.humans.decided(jax.jit(human)(keys[1], *pairs))
+        pairs = Pairs(*jax.random.choice(keys[0], snippets, (2, sizes.comparisons)))
+        sides = rj.feedback.decided(pairs, jax.jit(human)(keys[1], pairs))
         picked = rj.data.epochs(sides, 2048, seed=config.seed)
 
         def batches(step: int) -> Preferences:
@@ -170,7 +170,7 @@ def main(config: Config) -> None:
 
     # What came of it, on the same prompts with the same draws.
     ask = partial(evaluate, reference=reference, params=judges, prompts=asked)
-    pairs = jax.random.randint(jax.random.fold_in(key, 5), (2, 50_000), 0, len(test))
+    pairs = Pairs(*jax.random.randint(jax.random.fold_in(key, 5), (2, 50_000), 0, len(test)))
     unseen, odd = ratings.take(test), ratings.rating_mask[test] & ~even
     human = jax.jit(rj.humans.real_raters(unseen.ratings, odd))
     result = rj.report.policy_report(
@@ -182,7 +182,7 @@ def main(config: Config) -> None:
         prompt_length=PROMPT_LENGTH,
         held_out={n: models[n].score_fn(w, tokens[test], mask[test]) for n, w in weights.items()},
         truth=unseen.mean,
-        answers=human(jax.random.fold_in(key, 6), *pairs),
+        compared=(pairs, human(jax.random.fold_in(key, 6), pairs)),
         others=np.ma.masked_array(unseen.ratings, ~unseen.rating_mask | odd).mean(axis=1).data,
         disclosed=DISCLOSED,
     )

@@ -18,7 +18,6 @@ __all__ = [
     "Batch",
     "CachedLogitsFn",
     "Callback",
-    "Comparison",
     "Decoder",
     "FactoredLogits",
     "GroupAdvantage",
@@ -133,23 +132,6 @@ class Ranked:
 
     sequences: Sequences
     rankings: jax.Array
-
-
-@flax.struct.dataclass
-class Comparison:
-    """A human's answers to "which of these two is better?".
-
-    Attributes:
-        first: ``int32[B]``, index of the first item of each pair.
-        second: ``int32[B]``, index of the second.
-        preference: ``float32[B]``, 1 if the first is preferred, 0 if the second, 0.5 for a tie.
-        rater: ``int32[B]``, who answered, or -1 where that is unknown.
-    """
-
-    first: jax.Array
-    second: jax.Array
-    preference: jax.Array
-    rater: jax.Array
 
 
 @flax.struct.dataclass

@@ -6,8 +6,9 @@ import pytest
 from matplotlib.image import imread
 
 from rlhf_jax import report
+from rlhf_jax.feedback import Comparison, Pairs
 from rlhf_jax.training import Fit
-from rlhf_jax.types import Comparison, Sequences
+from rlhf_jax.types import Sequences
 
 
 def evaluated(shift):
@@ -26,7 +27,7 @@ def evaluated(shift):
 def written(tmp_path):
     names = ("kl", "reward", "gold", "length", "distinct_2", "skipped")
     history = [{"step": i} | dict.fromkeys(names, float(i)) for i in range(1, 4)]
-    pairs = [np.array(x) for x in ([0, 1, 0], [1, 2, 2])]
+    pairs = Pairs(*(np.array(x) for x in ([0, 1, 0], [1, 2, 2])))
     result = report.policy_report(
         tmp_path,
         Fit(None, history, "the budget is spent"),
@@ -36,7 +37,7 @@ def written(tmp_path):
         prompt_length=2,
         held_out={"proxy": jnp.array([0.1, 0.3, 0.2]), "gold": jnp.array([1.0, 2.0, 3.0])},
         truth=np.array([1.0, 2.0, 3.0]),
-        answers=Comparison(*pairs, np.array([0.0, 0.0, 0.5]), np.zeros(3)),
+        compared=(pairs, Comparison(preference=np.array([0.0, 0.0, 0.5]))),
         others=np.array([1.0, 2.0, 3.0]),
         disclosed={"examples": "made up"},
     )

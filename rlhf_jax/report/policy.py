@@ -9,11 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rlhf_jax import measures
+from rlhf_jax.feedback import Comparison, Pairs
 from rlhf_jax.report.page import report_page
 from rlhf_jax.report.plots import plot_diversity, plot_overoptimisation, plot_reward_model
 from rlhf_jax.report.transparency import samples_page
 from rlhf_jax.training import Fit
-from rlhf_jax.types import Comparison, Sequences
+from rlhf_jax.types import Sequences
 
 __all__ = ["policy_report", "show"]
 
@@ -31,7 +32,7 @@ def policy_report(
     prompt_length: int,
     held_out: Mapping[str, jax.Array],
     truth: jax.Array,
-    answers: Comparison,
+    compared: tuple[Pairs, Comparison],
     others: jax.Array,
     disclosed: Mapping[str, str],
     title: str = "Reinforcement learning from human feedback",
@@ -49,7 +50,7 @@ def policy_report(
         prompt_length: columns of the prompt.
         held_out: scores ``float[N]`` by judge (``proxy``, ``gold``) of items that none has seen.
         truth: ``float[N]``, the raters' mean of these items.
-        answers: single raters' comparisons of these items.
+        compared: pairs of indices of these items, and single raters' comparisons of them.
         others: ``float[N]``, the mean of raters who are not among those.
         disclosed: for the transparency table, beside what is measured here.
         title: of the report.
@@ -60,7 +61,7 @@ def policy_report(
     """
     (old, base), (new, final) = samples
     history = fitted.history
-    result = _judged(held_out, truth, answers, others)
+    result = _judged(held_out, truth, compared, others)
     result |= {
         f"{name}_gain_sd": float(final[name].mean() - base[name].mean())
         for name in ("proxy", "gold")
@@ -72,9 +73,8 @@ def policy_report(
     result |= {"iterations": int(history[-1]["step"]), "stopped": fitted.stopped or "as planned"}
     result["skipped_steps"] = sum(row["skipped"] > 0 for row in history)
 
-    first, second = np.asarray(answers.first), np.asarray(answers.second)
-    proxy = np.asarray(held_out["proxy"])
-    predicted = jax.nn.sigmoid(proxy[first] - proxy[second])
+    pairs, answers = compared
+    predicted = _predicted(held_out["proxy"], pairs)
     figures = {
         Path("plots/overoptimisation.png"): "The proxy that is optimised and the judge that only "
         "watches, as the policy moves away from its reference.",
@@ -124,15 +124,23 @@ def show(result: Mapping[str, float | int | str], folder: Path) -> None:
     console.print(f"Report: {folder / 'report.md'}")
 
 
+def _predicted(scores: jax.Array, pairs: Pairs) -> jax.Array:
+    scores = np.asarray(scores)
+    return jax.nn.sigmoid(scores[np.asarray(pairs.first)] - scores[np.asarray(pairs.second)])
+
+
 def _judged(
-    held_out: Mapping[str, jax.Array], truth: jax.Array, answers: Comparison, others: jax.Array
+    held_out: Mapping[str, jax.Array],
+    truth: jax.Array,
+    compared: tuple[Pairs, Comparison],
+    others: jax.Array,
 ) -> dict[str, float | int | str]:
     """How right the judges and a human are about the raters' mean, and how sure the proxy is."""
-    first, second = answers.first, answers.second
+    pairs, answers = compared
+    predicted = _predicted(held_out["proxy"], pairs)
     others = np.asarray(others)
-    proxy = np.asarray(held_out["proxy"])
-    predicted = jax.nn.sigmoid(proxy[first] - proxy[second])
-    human = measures.pair_accuracy(others[first], others[second], answers.preference)
+    first, second = others[np.asarray(pairs.first)], others[np.asarray(pairs.second)]
+    human = measures.pair_accuracy(first, second, answers.preference)
     return {
         "reward_accuracy": float(measures.ranking_accuracy(held_out["proxy"], truth)),
         "gold_accuracy": float(measures.ranking_accuracy(held_out["gold"], truth)),
