@@ -132,7 +132,7 @@ def test_a_batch_of_preferences_keeps_ties_and_pads_what_was_not_answered():
     first = texts([1, 2, 3], [1, 4, 0], [1, 5, 6], [1, 7, 7], log_probs=jnp.zeros([4, 3]))
     second = texts([1, 8, 0], [1, 9, 9], [1, 6, 5], [1, 2, 2])
     answers = Comparison(
-        preference=jnp.array([0.0, 0.5, 0.9, 1.0]), answered=jnp.array([True, True, True, False])
+        preference=jnp.array([0.0, 0.5, 0.9, 0.5]), answered=jnp.array([True, True, True, False])
     )
     pairs = Pairs(first, second)
     batch = jax.jit(feedback.preferences)(pairs, answers)
@@ -202,7 +202,7 @@ def test_several_answers_become_one():
     assert feedback.majority(votes).preference.tolist() == [1.0, 1.0, 0.5]
     weighted = feedback.averaged(votes, weights=jnp.array([1.0, 3.0, 0.0]))
     np.testing.assert_allclose(weighted.preference[:2], [0.25, 1.0])
-    even = feedback.majority(votes, weights=jnp.array([0.1, 0.3, 0.2]))
+    even = feedback.majority(votes, weights=jnp.array([0.6, 0.9, 0.3]))
     assert float(even.preference[0]) == 0.5, "rounding must not decide"
     mean = feedback.averaged(Rating(value=jnp.array([[1, 5], [2, -2]])))
     assert mean.value.tolist() == [1.5, 1.5]

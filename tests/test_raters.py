@@ -145,10 +145,11 @@ def test_given_raters_answer_or_nobody_does():
     named = jax.jit(real_ratings(RATINGS, MASK))(jax.random.key(0), items, jnp.array([1, 1, 2, -1]))
     assert named.value.tolist() == [-2.0, 3.0, 0.0, 0.0]
     assert named.answered.tolist() == [True, True, False, False]
-    batched = jax.jit(real_ratings(RATINGS, MASK, batch=jnp.array([0, 1, 0, 0])))
-    of_batch = batched(jax.random.key(0), items, jnp.array([1, 4, 1, 2]))
-    assert of_batch.rater.tolist() == [1, 4, -1, 2]
-    assert of_batch.value.tolist() == [-2.0, 3.0, 0.0, 2.0]
+    batched = jax.jit(real_ratings(RATINGS, MASK, batch=jnp.array([0, 1, -1, 0])))
+    of_batch = batched(jax.random.key(0), jnp.array([0, 1, 1, 2]), jnp.array([1, 4, 1, -1]))
+    assert of_batch.rater.tolist() == [1, 4, -1, -1]
+    assert of_batch.answered.tolist() == [True, True, False, False]
+    assert of_batch.value.tolist() == [-2.0, 3.0, 0.0, 0.0]
 
 
 def test_comparing_asks_one_person_twice():
