@@ -170,7 +170,8 @@ def test_probabilities_that_say_nothing(server):
     # A blank first token is passed over.
     reply = said("A", tokens={"A": 0.75, "B": 0.25})
     content = reply["choices"][0]["logprobs"]["content"]
-    content.insert(0, {"token": "\n", "logprob": 0.0, "top_logprobs": []})
+    blank = {"token": "\n", "logprob": -0.1}
+    content.insert(0, {**blank, "top_logprobs": [blank, {"token": "B", "logprob": -3.0}]})
     server.reply = lambda question, tries: reply
     assert ask(server, "q") == [pytest.approx(math.log(3))]
 

@@ -1,6 +1,7 @@
 """Judges whose preferences are known in closed form, and one that padding would disturb."""
 
 import math
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from rlhf_jax import judges, sampling
 from rlhf_jax.feedback import Pairs
 from rlhf_jax.judges import Principle, Texts, Unanswered
 from rlhf_jax.judges.local import choice_log_odds, choice_tokens
-from rlhf_jax.types import FactoredLogits, Sequences
+from rlhf_jax.types import FactoredLogits, Prompts, Sequences
 
 SHORT = "{rubric}|{prompt}|{first}|{second}|"
 A = jax.nn.one_hot(ord("A"), 128)
@@ -278,7 +279,7 @@ def test_a_local_model_generates():
         "max_length": 20,
         "key": jax.random.key(0),
     }
-    params = bigram_params()
+    params = jax.tree.map(lambda x: 4 * x, bigram_params())
     generate = judges.local_generate(sample, params, **settings, batch_size=2)
     questions = ["abc", "x", "a text of 17 toks", "too long" * 3, "y"]
     texts = generate(questions)
@@ -286,6 +287,13 @@ def test_a_local_model_generates():
     # Who else is in the batch does not matter, nor the order.
     assert generate(questions[::-1]) == texts[::-1]
     assert [*generate(["x"]), *generate(["y"])] == [texts[1], texts[4]]
+    # As by hand, without padding.
+    ids = jnp.array([bigram_encode(x) for x in "xy"])
+    folds = jnp.array([zlib.crc32(x.encode()) for x in "xy"], jnp.uint32)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(settings["key"], folds)
+    alone = jax.jit(sample)(params, Prompts(ids, ids > 0), keys)
+    for text, row, own in zip((texts[1], texts[4]), alone.tokens, alone.response_mask, strict=True):
+        assert text == settings["decode"](row[own].tolist())
     several = {"key": jax.random.key(1)}
     assert judges.local_generate(sample, params, **settings | several)(questions) != texts
     strict = judges.local_generate(sample, params, **settings, eos_id=EOS)(questions)
