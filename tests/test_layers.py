@@ -16,7 +16,7 @@ LAYERS = [
         "measures",
         "rewards",
     },
-    {"humans", "models", "sampling", "algorithms", "worlds"},
+    {"humans", "queries", "models", "sampling", "algorithms", "worlds"},
     {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
     {"report", "runs"},
 ]
