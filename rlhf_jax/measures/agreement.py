@@ -310,9 +310,7 @@ def preference_agreement(
     checks.integers(first=first, second=second)
     first, second, mask = jnp.asarray(first), jnp.asarray(second), jnp.asarray(mask)
     values = jnp.where(mask, ratings, 0).astype(jnp.float32)
-    total, count = jnp.sum(values, axis=1), jnp.sum(mask, axis=1)
-    mean = total / jnp.maximum(count, 1)
-    rest = (total[:, None] - values) / jnp.maximum(count - 1, 1)[:, None]
+    total, count = jnp.sum(values, axis=1, keepdims=True), jnp.sum(mask, axis=1, keepdims=True)
     both = mask[first] & mask[second]
     choice = jnp.where(both, jnp.sign(values[first] - values[second]), 0)
     asked = jnp.sum(both, axis=1).astype(jnp.float32)
@@ -322,18 +320,19 @@ def preference_agreement(
         hits, cases = (jnp.where(of > 0, x / jnp.maximum(of, 1), 0) for x in (hits, cases))
         return jnp.sum(weights * hits) / jnp.sum(weights * cases)
 
-    def with_others(gap: jax.Array) -> jax.Array:
+    def with_mean(total: jax.Array, count: jax.Array) -> jax.Array:
+        # The means' difference times both counts: without a division, equal means are equal. The
+        # others of a rater who is alone are nobody, and make it 0.
+        gap = total[first] * count[second] - total[second] * count[first]
         product = choice * jnp.sign(gap)
         return share(jnp.sum(product > 0, axis=1), jnp.sum(product != 0, axis=1), asked)
 
     ups, downs = jnp.sum(choice > 0, axis=1), jnp.sum(choice < 0, axis=1)
     agreeing, decided = ups * (ups - 1) + downs * (downs - 1), (ups + downs) * (ups + downs - 1)
-    # The others of a rater who is alone are nobody, and their mean 0 means nothing.
-    others = jnp.minimum(count[first], count[second]) > 1
     return PreferenceAgreement(
         two_raters=share(agreeing, decided, asked * (asked - 1)),
-        rater_rest=with_others(jnp.where(others[:, None], rest[first] - rest[second], 0)),
-        rater_mean=with_others((mean[first] - mean[second])[:, None]),
+        rater_rest=with_mean(total - values, count - 1),
+        rater_mean=with_mean(total, count),
         ties=share(asked - ups - downs, asked, asked),
     )
 

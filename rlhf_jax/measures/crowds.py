@@ -103,8 +103,8 @@ def dawid_skene(
         labels: ``int[N, K]``, from 0 to ``classes - 1``.
         mask: ``bool[N, K]``, true where there is a label; everywhere by default.
         classes: how many classes, ``C``.
-        rater: ``int[K]``, who gave the labels of each column, from 0 without gaps, for raters with
-            several columns; by default each column is another rater, ``R = K``.
+        rater: ``int[K]``, who gave the labels of each column, from 0, for raters with several
+            columns; not to be traced. By default each column is another rater, ``R = K``.
         smoothing: labels added to each cell of each confusion matrix; 0 for maximum likelihood.
         iterations: how many EM steps.
 
@@ -137,7 +137,8 @@ def dawid_skene(
         if jnp.shape(rater) != labels.shape[1:]:
             found = f"{list(jnp.shape(rater))} beside labels {list(labels.shape)}"
             raise ValueError(f"rater must be [K], one number a column, not {found}")
-        raters = int(np.max(np.asarray(rater))) + 1
+        raters = int(np.max(rater, initial=0)) + 1
+        _within(raters, rater=rater)
         given = jax.vmap(lambda row: jax.ops.segment_sum(row, rater, num_segments=raters))(given)
     labelled = jnp.sum(given, axis=(1, 2)) > 0
     tiny = jnp.finfo(jnp.float32).tiny
