@@ -111,8 +111,8 @@ def ensemble_disagreement(
 
     .. math:: \operatorname{std}_m \, (r_m(a) - r_m(b))
 
-    It is large too where all agree which is better and not by how much, as they do far from the
-    data; ``bald`` is not drawn there.
+    It is large too where all agree which is better and not by how much, as where texts are very
+    different: there it can be worse than asking at random. ``bald`` is not drawn there.
 
     Args:
         key: a key, for ties.
