@@ -5,7 +5,6 @@ intervals. Under a minute on one core; writes runs/raters/.
 """
 
 import dataclasses
-import itertools
 import sys
 import time
 from pathlib import Path
@@ -54,9 +53,9 @@ contradict their published mean are left out. Brackets are 95% bootstrap interva
 ![Agreement](plots/agreement.png)
 
 **The ceiling.** A model that does not know who answers can be right about one rater's preference
-hardly more often than the others' mean is; of the mean of all that rater is a part. Against means of
-{panel} raters the ceiling is higher. Near ties are a toss-up (where means are equal, two raters agree
-on less than half of the pairs, since the means are equal because they differ).
+hardly more often than the others' mean is; the mean of all has that rater in it. Against means of
+{panel} raters the ceiling is higher. Near ties are a toss-up (where means are equal, two raters
+agree on less than half: the means are equal because they differ).
 
 ## Raters of movies, each within a batch of 30 sentences
 
@@ -84,8 +83,8 @@ class Config:
 
 def agreement(ratings: rj.data.Ratings, config: Config, key: jax.Array):
     """One domain's measures with their intervals, and two raters' agreement by gap."""
-    columns = ratings.rating_mask.any(axis=0)  # most domains have no 99
-    values, mask = (jnp.array(x[:, columns]) for x in (ratings.ratings, ratings.rating_mask))
+    most = ratings.rating_mask.sum(axis=1).max()
+    values, mask = (jnp.array(x[:, :most]) for x in (ratings.ratings, ratings.rating_mask))
     counts = jnp.stack([jnp.sum((values == v) & mask, axis=1) for v in SCALE], axis=1)
     signs = jnp.stack([counts[:, :4].sum(1), counts[:, 4], counts[:, 5:].sum(1)], axis=1)
     polarised = jnp.all(signs[:, ::2] >= 0.25 * signs.sum(1, keepdims=True), axis=1)
@@ -105,9 +104,8 @@ def agreement(ratings: rj.data.Ratings, config: Config, key: jax.Array):
 
     alpha, rows = rj.measures.krippendorff_alpha_of_counts, jnp.arange(len(ratings))
     found = rj.measures.bootstrap(rows, key=key, statistic=statistics, resamples=config.resamples)
-    gap = np.abs(ratings.mean[first] - ratings.mean[second])
-    bins = jnp.stack([(gap >= low) & (gap < high) for low, high in itertools.pairwise(GAPS)])
-    by_gap = jax.vmap(preferences)(bins)
+    bins = np.digitize(np.abs(ratings.mean[first] - ratings.mean[second]), GAPS) - 1
+    by_gap = jax.vmap(preferences)(bins == np.arange(len(GAPS) - 1)[:, None])
     return named(MEASURES, found), np.asarray(by_gap.two_raters)
 
 
@@ -116,8 +114,7 @@ def ceiling(ratings: rj.data.Ratings, config: Config) -> list[float]:
     rng = np.random.default_rng(config.seed)
     lottery = np.where(ratings.rating_mask, rng.random(ratings.ratings.shape), 2)
     drawn = np.argsort(lottery, axis=1)[:, : 2 * PANEL]
-    values = np.take_along_axis(ratings.ratings.astype(int), drawn, axis=1)
-    values = rng.permutation(values)
+    values = rng.permutation(np.take_along_axis(ratings.ratings.astype(int), drawn, axis=1))
 
     def gaps(columns: np.ndarray) -> np.ndarray:
         totals = columns.sum(axis=1)
@@ -143,8 +140,7 @@ def movie_raters(movies: rj.data.Ratings, config: Config, key: jax.Array):
 
 def named(names: dict, found: Interval) -> dict[str, Interval]:
     """Intervals of one number each, by name."""
-    rows = np.stack(found, axis=1).tolist()
-    return {name: Interval(*row) for name, row in zip(names, rows, strict=True)}
+    return dict(zip(names, map(Interval._make, np.stack(found, axis=1).tolist()), strict=True))
 
 
 def main(config: Config) -> None:
@@ -155,13 +151,11 @@ def main(config: Config) -> None:
     domains, by_gap, ceilings, counts = {}, {}, {}, {}
     for n, domain in enumerate(NAMES):
         part = ratings.only(domain)
-        console.print(f"[dim]{domain}: {len(part):,} sentences[/]")
+        console.print(f"[dim]{domain}[/]")
         domains[domain], by_gap[domain] = agreement(part, config, jax.random.fold_in(key, n))
         ceilings[domain] = ceiling(part, config)
-        raters = part.rating_mask.sum(axis=1)
-        counts[domain] = f"{len(part):,} by {raters.min()}-{raters.max()}"
-    movies, key = ratings.only("movies"), jax.random.fold_in(key, len(NAMES))
-    people, *effects = movie_raters(movies, config, key)
+        counts[domain] = f"{len(part):,} by {min(raters := part.rating_mask.sum(1))}-{max(raters)}"
+    people, *effects = movie_raters(ratings.only("movies"), config, jax.random.fold_in(key, 9))
 
     shares = {d: {MEASURES[m]: x for m, x in list(domains[d].items())[:5]} for d in NAMES}
     drawn = [{NAMES[d]: x for d, x in y.items()} for y in (shares, by_gap, ceilings)]
@@ -169,7 +163,7 @@ def main(config: Config) -> None:
     rj.report.plot_rater_effects(*effects, run.folder / "plots/raters.png")
 
     def shown(found: Interval) -> str:
-        return f"{found.estimate:.3f} [{found.low:.3f}, {found.high:.3f}]"
+        return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
 
     header = ["measure", *NAMES.values()]
     body = [["sentences by raters", *counts.values()]]

@@ -72,7 +72,7 @@ def plot_rater_effects(effects: RaterEffects, suspect: SuspectRaters, path: Path
     for axis, (values, limits, label) in zip(axes, shown, strict=True):
         values = np.clip(np.asarray(values)[there], *limits)  # the few beyond are in the last bars
         parts, names = [values[~careless], values[careless]], ["others", "careless"]
-        axis.hist(parts, 45, limits, stacked=True, color=[_BLUE, _ORANGE], label=names)
+        axis.hist(parts, 45, range=limits, stacked=True, color=[_BLUE, _ORANGE], label=names)
         axis.set(xlabel=label, ylabel="raters")
     axes[0].axvline(0, color=_GREY, ls=":")
     axes[1].axvline(1, color=_GREY, ls=":")
