@@ -21,6 +21,7 @@ __all__ = [
     "number_or_alike",
     "pair",
     "positive",
+    "table",
     "takes",
     "token_arrays",
     "vectors",
@@ -97,6 +98,19 @@ def vectors(**arrays: jax.Array) -> None:
     for name, array in arrays.items():
         if jnp.ndim(array) != 1:
             raise ValueError(f"{name} must be of rank 1, not {list(jnp.shape(array))}")
+
+
+def table(mask: jax.Array, **arrays: jax.Array) -> None:
+    """``mask`` and all others are ``[N, K]``, items by raters, and the mask is boolean.
+
+    >>> table(jnp.array([True]), ratings=jnp.array([1]))
+    Traceback (most recent call last):
+    ValueError: ratings must be [N, K], not [1]
+    """
+    alike(**arrays, mask=mask)
+    booleans(mask=mask)
+    if jnp.ndim(mask) != 2:
+        raise ValueError(f"{' and '.join(arrays)} must be [N, K], not {list(jnp.shape(mask))}")
 
 
 def token_arrays(mask: jax.Array, **arrays: jax.Array) -> None:

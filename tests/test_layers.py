@@ -16,7 +16,7 @@ LAYERS = [
         "measures",
         "rewards",
     },
-    {"humans", "judges", "models", "sampling", "algorithms", "worlds"},
+    {"humans", "judges", "queries", "models", "sampling", "algorithms", "worlds"},
     {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
     {"report", "runs"},
 ]

@@ -1,6 +1,15 @@
 """Measures of how good, calibrated, varied and agreed upon things are, and of how sure that is."""
 
-from rlhf_jax.measures.agreement import cohen_kappa, fleiss_kappa, krippendorff_alpha
+from rlhf_jax.measures.agreement import (
+    PreferenceAgreement,
+    Retest,
+    cohen_kappa,
+    fleiss_kappa,
+    krippendorff_alpha,
+    krippendorff_alpha_of_counts,
+    preference_agreement,
+    retest_agreement,
+)
 from rlhf_jax.measures.calibration import (
     Reliability,
     brier,
@@ -8,6 +17,14 @@ from rlhf_jax.measures.calibration import (
     pair_accuracy,
     ranking_accuracy,
     reliability,
+)
+from rlhf_jax.measures.crowds import (
+    CrowdComparisons,
+    CrowdLabels,
+    CrowdRatings,
+    crowd_bradley_terry,
+    dawid_skene,
+    one_factor,
 )
 from rlhf_jax.measures.diversity import distinct_n
 from rlhf_jax.measures.intervals import Interval, bootstrap
@@ -22,11 +39,24 @@ from rlhf_jax.measures.overoptimisation import (
     rl_gold,
     rl_gold_peak,
 )
+from rlhf_jax.measures.raters import (
+    RaterEffects,
+    SuspectRaters,
+    rater_effects,
+    suspect_raters,
+)
 
 __all__ = [
+    "CrowdComparisons",
+    "CrowdLabels",
+    "CrowdRatings",
     "Interval",
     "Peak",
+    "PreferenceAgreement",
+    "RaterEffects",
     "Reliability",
+    "Retest",
+    "SuspectRaters",
     "best_of_n_estimate",
     "best_of_n_gold",
     "best_of_n_gold_peak",
@@ -36,13 +66,21 @@ __all__ = [
     "bootstrap",
     "brier",
     "cohen_kappa",
+    "crowd_bradley_terry",
+    "dawid_skene",
     "distinct_n",
     "expected_calibration_error",
     "fleiss_kappa",
     "krippendorff_alpha",
+    "krippendorff_alpha_of_counts",
+    "one_factor",
     "pair_accuracy",
+    "preference_agreement",
     "ranking_accuracy",
+    "rater_effects",
     "reliability",
+    "retest_agreement",
     "rl_gold",
     "rl_gold_peak",
+    "suspect_raters",
 ]

@@ -3,12 +3,15 @@
 from rlhf_jax.report.page import report_page
 from rlhf_jax.report.plots import plot_diversity, plot_overoptimisation, plot_reward_model
 from rlhf_jax.report.policy import policy_report, show
+from rlhf_jax.report.raters import plot_agreement, plot_rater_effects
 from rlhf_jax.report.transparency import NOT_DISCLOSED, samples_page, table, transparency_table
 
 __all__ = [
     "NOT_DISCLOSED",
+    "plot_agreement",
     "plot_diversity",
     "plot_overoptimisation",
+    "plot_rater_effects",
     "plot_reward_model",
     "policy_report",
     "report_page",

@@ -1,0 +1,80 @@
+"""Figures about raters, written as PNG."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from rlhf_jax.measures import Interval, RaterEffects, SuspectRaters
+from rlhf_jax.report.plots import _BLUE, _GREEN, _GREY, _ORANGE, _figure, _save
+
+__all__ = ["plot_agreement", "plot_rater_effects"]
+
+_COLOURS = (_BLUE, _ORANGE, _GREEN, "#CC79A7", _GREY, "#E69F00")
+
+
+def plot_agreement(
+    measured: Mapping[str, Mapping[str, Interval]],
+    by_gap: Mapping[str, Sequence[float]],
+    ceilings: Mapping[str, Sequence[float]],
+    path: Path,
+    *,
+    gaps: np.ndarray,
+) -> None:
+    """How far raters agree, by how far apart two items are, and with how many raters.
+
+    Args:
+        measured: intervals by measure, by group of items; at most six groups.
+        by_gap: for each group, how often two raters prefer the same, in each bin of gaps.
+        ceilings: for each group, how often the mean of 1, 2, ... raters prefers what as many others
+            as there are numbers do.
+        path: the PNG to write.
+        gaps: ``float[bins + 1]``, the bins' edges.
+    """
+    figure, (left, middle, right) = _figure(3)
+    for n, (group, intervals) in enumerate(measured.items()):
+        settings = {"color": _COLOURS[n], "label": group, "ms": 4}
+        estimate, low, high = np.array(list(intervals.values())).T
+        height = np.arange(len(intervals)) + 0.16 * (n - (len(measured) - 1) / 2)
+        left.errorbar(estimate, height, xerr=[estimate - low, high - estimate], fmt="o", **settings)
+        middle.plot((gaps[1:] + gaps[:-1]) / 2, by_gap[group], "o-", **settings)
+        right.plot(range(1, 1 + len(ceilings[group])), ceilings[group], "o-", **settings)
+    labels = [name.replace(", ", ",\n") for name in intervals]
+    left.set_yticks(range(len(labels)), labels, fontsize=8)
+    left.invert_yaxis()
+    left.set(xlim=(None, 1), xlabel="α, or share of pairs without a tie (95% intervals)")
+    left.grid(axis="x", lw=0.3)
+    middle.axhline(0.5, color=_GREY, ls=":")
+    middle.set(ylim=(None, 1.01), xlabel="difference of the two mean ratings")
+    middle.set_ylabel("two raters prefer the same")
+    right.set(ylim=(None, 1), xlabel="raters whose mean is taken")
+    right.set_ylabel(f"same preference as {len(ceilings[group])} others' mean")
+    right.legend(frameon=False, fontsize=8, loc="best")
+    _save(figure, path)
+
+
+def plot_rater_effects(effects: RaterEffects, suspect: SuspectRaters, path: Path) -> None:
+    """Distributions of raters' bias, slope and correlation with others; the careless set apart.
+
+    Args:
+        effects: of all raters; those who rated nothing are left out.
+        suspect: the same raters.
+        path: the PNG to write.
+    """
+    figure, axes = _figure(3)
+    there = np.asarray(effects.count) > 0
+    careless = np.asarray(suspect.careless)[there]
+    shown = (
+        (effects.bias, (-2.5, 2.5), "bias: mean rating less others'"),
+        (effects.slope, (-1, 3), "slope, per point of others' mean"),
+        (effects.correlation, (-0.5, 1), "correlation with others' mean"),
+    )
+    for axis, (values, limits, label) in zip(axes, shown, strict=True):
+        values = np.clip(np.asarray(values)[there], *limits)  # the few beyond are in the last bars
+        parts, names = [values[~careless], values[careless]], ["others", "careless"]
+        axis.hist(parts, 45, range=limits, stacked=True, color=[_BLUE, _ORANGE], label=names)
+        axis.set(xlabel=label, ylabel="raters")
+    axes[0].axvline(0, color=_GREY, ls=":")
+    axes[1].axvline(1, color=_GREY, ls=":")
+    axes[2].legend(frameon=False, fontsize=8, loc="upper left")
+    _save(figure, path)
