@@ -37,7 +37,7 @@ def fabricated(items=60, raters=16):
 
 def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script.rj.data, "load_ratings", lambda _: fabricated())
-    monkeypatch.setattr(script, "NAMES", {"movies": "films", "nyt": "news"})  # each is compiled
+    monkeypatch.setattr(script, "NAMES", {"movies": "films"})  # each domain is compiled
     config = script.Config(run_dir=tmp_path / "run", resamples=10, neighbours=20)
     script.main(config)
     names = {path.relative_to(config.run_dir).as_posix() for path in config.run_dir.rglob("*.*")}
