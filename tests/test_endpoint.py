@@ -32,7 +32,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.requests, self.headers, self.asked = [], [], {}
-        self.lock, self.now, self.most = threading.Lock(), 0, 0
+        self.lock = threading.Lock()
         self.reply = lambda question, tries: "A"
 
     def handle_error(self, request, client_address):
@@ -47,25 +47,19 @@ class Handler(BaseHTTPRequestHandler):
             server.requests.append((self.path, body))
             server.headers.append(dict(self.headers))
             tries = server.asked[question] = server.asked.get(question, 0) + 1
-            server.now += 1
-            server.most = max(server.most, server.now)
-        try:
-            reply = server.reply(question, tries)
-            if callable(reply):
-                reply(self)
-                return
-            status, headers, reply = reply if isinstance(reply, tuple) else (200, {}, reply)
-            if isinstance(reply, str):
-                reply = said(reply)
-            raw = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
-            self.send_response(status)
-            for name, value in {"Content-Length": len(raw), **headers}.items():
-                self.send_header(name, str(value))
-            self.end_headers()
-            self.wfile.write(raw)
-        finally:
-            with server.lock:
-                server.now -= 1
+        reply = server.reply(question, tries)
+        if callable(reply):
+            reply(self)
+            return
+        status, headers, reply = reply if isinstance(reply, tuple) else (200, {}, reply)
+        if isinstance(reply, str):
+            reply = said(reply)
+        raw = reply if isinstance(reply, bytes) else json.dumps(reply).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": len(raw), **headers}.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(raw)
 
     def log_message(self, *args):
         pass
@@ -347,15 +341,25 @@ def test_nobody_there(server):
 
 
 def test_concurrency_is_bounded_and_order_kept(server):
+    now, most, three = 0, 0, threading.Barrier(3)
+
     def reply(question, tries):
-        time.sleep(0.02)
+        """Answers once three are asked at a time, and counts before the client can know."""
+        nonlocal now, most
+        with server.lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.02)  # in which a fourth would come
+        three.wait(timeout=30)
+        with server.lock:
+            now -= 1
         return f"text {question}"
 
     server.reply = reply
     questions = [str(n) for n in range(12)]
-    texts = connect(server, concurrency=3).generate(questions)
+    texts = connect(server, concurrency=3, timeout=60.0).generate(questions)
     assert texts == [f"text {n}" for n in range(12)]
-    assert 1 < server.most <= 3
+    assert most == 3
 
 
 # The key
