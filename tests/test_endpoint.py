@@ -302,7 +302,7 @@ def test_retry_after_is_obeyed(server):
 
 def test_retry_after_is_seconds_or_a_date():
     soon = email.utils.formatdate(time.time() + 100, usegmt=True)
-    assert _retry_after({"Retry-After": soon}) == pytest.approx(100, abs=2)
+    assert _retry_after({"Retry-After": soon}) == pytest.approx(100, abs=20)
     assert _retry_after({"Retry-After": email.utils.formatdate(0, usegmt=True)}) == 0
     assert _retry_after({"Retry-After": "-5"}) == 0
     assert _retry_after({"Retry-After": "soon"}) is None
@@ -317,7 +317,7 @@ def test_silence_is_timed_out(server):
     (answer,) = ask(server, "q", timeout=0.2, retries=1)
     release.set()
     assert answer == Unanswered("no reply within 0.2 s (tried 2 times)")
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4
 
 
 def test_dripping_is_timed_out(server):
@@ -331,7 +331,7 @@ def test_dripping_is_timed_out(server):
     server.reply = lambda question, tries: drip
     start = time.monotonic()
     assert ask(server, "q", timeout=0.2, retries=0) == [Unanswered("no reply within 0.2 s")]
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 4
 
 
 def test_nobody_there(server):
