@@ -117,3 +117,20 @@ def test_what_a_preset_lacks_is_named():
         build("rloo", per_token=True)
     with pytest.raises(ValueError, match="needs an advantage of tokens"):
         build("rloo", value_fn=toys.bag_values, per_token=False)
+    with pytest.raises(ValueError, match="baseline_fn is for an advantage of answers"):
+        build("ppo", value_fn=toys.bag_values, baseline_fn=toys.sample_fn())
+
+
+def test_the_coefficient_of_ppo_adapts():
+    algorithm = algorithms.ppo(
+        toys.bigram_logits,
+        toys.sample_fn(),
+        toys.bag_reward,
+        optax.sgd(0.1),
+        value_fn=toys.bag_values,
+    )
+    params = ActorCritic(toys.bigram_params(), toys.bag_params(4))
+    state = algorithm.init(params, jax.random.key(0), toys.bag_params(2))
+    after, metrics = jax.jit(algorithm.step)(state, toys.prompts(16))
+    assert metrics["kl"] < 6
+    assert after.extra < state.extra == metrics["kl_coefficient"]

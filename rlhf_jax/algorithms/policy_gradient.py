@@ -183,6 +183,8 @@ def policy_gradient(
     per_token = value_fn is not None if per_token is None else per_token
     if value_fn is not None and not per_token:
         raise ValueError("a critic (value_fn) needs an advantage of tokens: per_token must be True")
+    if per_token and baseline_fn is not None:
+        raise ValueError("baseline_fn is for an advantage of answers: per_token must be False")
     if advantage is None:
         advantage = adv.gae if per_token else adv.leave_one_out
     if per_token:

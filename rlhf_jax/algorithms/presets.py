@@ -10,7 +10,7 @@ from functools import partial
 from rlhf_jax import advantages, implicit_rewards, losses
 from rlhf_jax.algorithms.direct import direct
 from rlhf_jax.algorithms.policy_gradient import policy_gradient
-from rlhf_jax.divergences import kl_k3
+from rlhf_jax.divergences import adaptive_coefficient, kl_k3
 from rlhf_jax.sequences import sequence_mean, sequence_sum, token_mean
 
 __all__ = [
@@ -107,6 +107,7 @@ ppo = partial(  # Schulman 2017, 1707.06347; Ziegler 2019, 1909.08593: give valu
     per_token=True,
     policy_loss=losses.ppo_clip,
     value_loss=losses.clipped_value,
+    kl_coefficient=adaptive_coefficient(0.2, target=6.0),
     whiten=True,
     epochs=4,
 )
