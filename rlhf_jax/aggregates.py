@@ -4,15 +4,50 @@ The members are an ensemble, several groups of people, or several objectives. Bi
 needs besides with ``functools.partial``. All are differentiable in the rewards, and reward models
 are comparable here only if they share a zero and a scale: standardise them first
 (``rewards.standardised``).
+
+``Adaptive`` ones have a state that follows what the policy earns: the multiplier of a constraint,
+the weights of groups. ``algorithms.policy_gradient`` takes either.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import checks
+from rlhf_jax.types import PyTree
 
-__all__ = ["mean", "quantile", "uncertainty_weighted", "weighted", "worst_case"]
+__all__ = [
+    "Adaptive",
+    "Aggregate",
+    "fixed",
+    "lagrangian",
+    "maxmin",
+    "mean",
+    "quantile",
+    "uncertainty_weighted",
+    "weighted",
+    "worst_case",
+]
+
+# rewards[M, ...] -> [...]
+Aggregate = Callable[[jax.Array], jax.Array]
+
+
+class Adaptive(NamedTuple):
+    """An aggregate with a state, as pure functions.
+
+    Attributes:
+        init: ``() -> state``, arrays.
+        combine: ``(state, rewards[M, ...]) -> [...]``.
+        update: ``(state, means[M]) -> state``, given what the policy earned of each on average.
+    """
+
+    init: Callable[[], PyTree]
+    combine: Callable[[PyTree, jax.Array], jax.Array]
+    update: Callable[[PyTree, jax.Array], PyTree]
 
 
 def mean(rewards: jax.Array) -> jax.Array:
@@ -108,8 +143,7 @@ def quantile(rewards: jax.Array, *, level: float | jax.Array) -> jax.Array:
     1.5
     """
     _check(rewards)
-    if not isinstance(level, jax.core.Tracer) and not 0 <= level <= 1:
-        raise ValueError(f"level must be from 0 to 1, not {level}")
+    checks.probability(level=level)
     return jnp.quantile(rewards, level, axis=0)
 
 
@@ -138,6 +172,116 @@ def weighted(rewards: jax.Array, *, weights: jax.Array) -> jax.Array:
         found = f"{list(jnp.shape(weights))} for rewards {list(jnp.shape(rewards))}"
         raise ValueError(f"weights must be [M], one a member, not {found}")
     return jnp.tensordot(weights, rewards, axes=1, precision="highest")
+
+
+def fixed(aggregate: Aggregate) -> Adaptive:
+    """An aggregate without a state as one with an empty one.
+
+    >>> constant = fixed(worst_case)
+    >>> constant.combine(constant.init(), jnp.array([1.0, 2.0, 6.0])).item()
+    1.0
+    """
+    return Adaptive(
+        lambda: (), lambda state, rewards: aggregate(rewards), lambda state, means: state
+    )
+
+
+def lagrangian(
+    limits: jax.Array, *, rate: float, initial: float = 1.0, normalised: bool = True
+) -> Adaptive:
+    r"""A reward under constraints: costs that must stay below limits on average.
+
+    .. math::
+        \max_\pi \min_{\lambda \ge 0} \; \mathbb E[r] - \sum_k \lambda_k (\mathbb E[c_k] - d_k),
+        \qquad \lambda_k \leftarrow [\lambda_k + \eta (\bar c_k - d_k)]_+
+
+    The first of the rewards is ``r``, the others are the costs. What is kept is an average over
+    many answers, and not each of them; with a linear reward the policy and the multipliers may
+    circle the solution, so average over steps, or lower both rates.
+
+    Args:
+        limits: ``float[M - 1]``, d, in the costs' units.
+        rate: eta, how fast the multipliers follow; reward per squared unit of cost and step.
+        initial: lambda before the first step.
+        normalised: whether to divide by one plus the multipliers' sum, so that the reward's scale,
+            and with it the meaning of the KL penalty, does not grow with them.
+
+    Returns:
+        An ``Adaptive`` whose state is ``float32[M - 1]``, the multipliers.
+
+    Raises:
+        ValueError: if ``limits`` is not of rank 1, ``rate`` is not positive, ``initial`` is
+            negative, or the rewards are not one more than the limits.
+
+    Reference: Dai et al. 2023 (Safe RLHF), eq. 9 and 31, https://arxiv.org/abs/2310.12773
+
+    >>> limited = lagrangian(jnp.array([0.5]), rate=2.0, normalised=False)
+    >>> multipliers = limited.update(limited.init(), jnp.array([3.0, 0.75]))
+    >>> multipliers.tolist(), limited.combine(multipliers, jnp.array([[3.0], [1.0]])).tolist()
+    ([1.5], [1.5])
+    """
+    limits = jnp.asarray(limits, jnp.float32)
+    checks.vectors(limits=limits)
+    checks.positive(rate=rate)
+    if initial < 0:
+        raise ValueError(f"initial must be at least 0, not {initial}")
+
+    def combine(multipliers: jax.Array, rewards: jax.Array) -> jax.Array:
+        _check(rewards)
+        if len(rewards) != len(limits) + 1:
+            wanted = f"a reward and {len(limits)} costs, one for each limit"
+            raise ValueError(f"rewards must be {wanted}, not {len(rewards)}")
+        penalised = rewards[0] - jnp.tensordot(multipliers, rewards[1:], axes=1)
+        return penalised / (1 + jnp.sum(multipliers)) if normalised else penalised
+
+    def update(multipliers: jax.Array, means: jax.Array) -> jax.Array:
+        return jnp.maximum(multipliers + rate * (means[1:] - limits), 0)
+
+    return Adaptive(lambda: jnp.full(limits.shape, initial, jnp.float32), combine, update)
+
+
+def maxmin(members: int, *, rate: float) -> Adaptive:
+    r"""The group that is worst off: each weighs the more, the less the policy earned for it.
+
+    .. math::
+        \max_\pi \min_g \mathbb E_\pi[r_g]
+        = \max_\pi \min_{w \in \Delta} \sum_g w_g \mathbb E_\pi[r_g],
+        \qquad w_g \leftarrow \frac{w_g \, e^{-\eta \bar r_g}}{\sum_h w_h \, e^{-\eta \bar r_h}}
+
+    ``worst_case`` is another thing: the minimum in each answer, by which no group gets an answer
+    that another dislikes. Here groups may take turns. The weights play the multiplicative-weights
+    strategy against the policy, and it is their average over steps that solves the game.
+
+    Args:
+        members: ``M``, how many groups.
+        rate: eta, per unit of reward and step; a large one follows the worst group of each batch.
+
+    Returns:
+        An ``Adaptive`` whose state is ``float32[M]``, log-weights, equal at first.
+
+    Raises:
+        ValueError: if there are no members, ``rate`` is not positive, or the rewards are not as
+            many as members.
+
+    Reference: Chakraborty et al. 2024 (MaxMin-RLHF), https://arxiv.org/abs/2402.08925; the weights,
+    Sagawa et al. 2020, algorithm 1, https://arxiv.org/abs/1911.08731
+
+    >>> fair = maxmin(2, rate=1.0)
+    >>> weights = fair.update(fair.init(), jnp.array([1.0, 0.0]))
+    >>> jnp.exp(weights).tolist(), fair.combine(weights, jnp.array([[1.0], [0.0]])).tolist()
+    ([0.268941, 0.731059], [0.268941])
+    """
+    if members < 1:
+        raise ValueError(f"members must be at least 1, not {members}")
+    checks.positive(rate=rate)
+
+    def combine(log_weights: jax.Array, rewards: jax.Array) -> jax.Array:
+        return weighted(rewards, weights=jnp.exp(log_weights))
+
+    def update(log_weights: jax.Array, means: jax.Array) -> jax.Array:
+        return jax.nn.log_softmax(log_weights - rate * means)
+
+    return Adaptive(lambda: jnp.full(members, -jnp.log(members), jnp.float32), combine, update)
 
 
 def _check(rewards: jax.Array) -> None:

@@ -21,6 +21,7 @@ __all__ = [
     "number_or_alike",
     "pair",
     "positive",
+    "probability",
     "table",
     "takes",
     "token_arrays",
@@ -142,8 +143,20 @@ def positive(**values: float | jax.Array) -> None:
             raise ValueError(f"{name} must be positive, not {value}")
 
 
-def takes(function: Callable, name: str, *arguments: str) -> None:
-    """``function`` can be called with these positional arguments and no others.
+def probability(**values: float | jax.Array) -> None:
+    """All are from 0 to 1.
+
+    >>> probability(level=1.5)
+    Traceback (most recent call last):
+    ValueError: level must be from 0 to 1, not 1.5
+    """
+    for name, value in values.items():
+        if not _traced(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) <= 1)):
+            raise ValueError(f"{name} must be from 0 to 1, not {value}")
+
+
+def takes(function: Callable, name: str, *arguments: str, keywords: tuple[str, ...] = ()) -> None:
+    """``function`` can be called with these arguments by position, and these by keyword.
 
     >>> takes(jnp.square, "loss", "chosen", "rejected")
     Traceback (most recent call last):
@@ -151,12 +164,14 @@ def takes(function: Callable, name: str, *arguments: str) -> None:
     """
     signature = inspect.signature(function)
     try:
-        signature.bind(*arguments)
+        signature.bind(*arguments, **dict.fromkeys(keywords))
     except TypeError:
-        by_position = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        taken = [p.name for p in signature.parameters.values() if p.kind in by_position]
         own_name = getattr(getattr(function, "func", function), "__name__", "it")
-        call = f"{name}({', '.join(arguments)})"
+        kinds = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
+        if keywords:
+            kinds.add(inspect.Parameter.KEYWORD_ONLY)
+        taken = [p.name for p in signature.parameters.values() if p.kind in kinds]
+        call = f"{name}({', '.join([*arguments, *(f'{keyword}=' for keyword in keywords)])})"
         raise ValueError(
             f"{name} will be called as {call}, but {own_name} takes ({', '.join(taken)})"
         ) from None

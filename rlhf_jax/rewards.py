@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from rlhf_jax.types import JudgeFn, Params, RewardFn, ScoreFn, Sequences
 
-__all__ = ["Standardised", "from_scores", "judge", "standardised"]
+__all__ = ["Standardised", "ensemble", "from_scores", "judge", "several", "standardised"]
 
 
 def from_scores(score_fn: ScoreFn) -> RewardFn:
@@ -18,7 +19,6 @@ def from_scores(score_fn: ScoreFn) -> RewardFn:
     Returns:
         A ``RewardFn`` of the same parameters.
 
-    >>> import jax.numpy as jnp
     >>> reward_fn = from_scores(lambda params, tokens, mask: jnp.sum(tokens * mask, axis=-1))
     >>> tokens, mask = jnp.array([[1, 2, 3]]), jnp.array([[True, True, False]])
     >>> reward_fn((), Sequences(tokens, mask, mask)).tolist()
@@ -42,7 +42,6 @@ def judge(reward_fn: RewardFn) -> JudgeFn:
     Returns:
         A ``JudgeFn`` of the same parameters.
 
-    >>> import jax.numpy as jnp
     >>> reward_fn = from_scores(lambda params, tokens, mask: jnp.sum(tokens, axis=-1) / 1.0)
     >>> one, two = (Sequences(jnp.array([[n]]), jnp.ones([1, 1]), None) for n in (1, 2))
     >>> judge(reward_fn)((), one, two).tolist()
@@ -53,6 +52,46 @@ def judge(reward_fn: RewardFn) -> JudgeFn:
         return jax.nn.sigmoid(reward_fn(params, first) - reward_fn(params, second))
 
     return judge_fn
+
+
+def ensemble(reward_fn: RewardFn) -> RewardFn:
+    """The rewards of several models of one kind: ``[M, B]``, to be aggregated.
+
+    Args:
+        reward_fn: ``(params, sequences) -> rewards[B]`` or ``[B, T]``.
+
+    Returns:
+        A ``RewardFn`` of parameters ``[M, ...]``, as ``algorithms.ensemble`` trains them, for
+        ``policy_gradient(..., aggregate=aggregates.worst_case)``.
+
+    >>> reward_fn = ensemble(from_scores(lambda p, tokens, mask: p * jnp.sum(tokens, axis=-1)))
+    >>> reward_fn(jnp.array([1, 2]), Sequences(jnp.array([[1, 2]]), None, None)).tolist()
+    [[3], [6]]
+    """
+    return jax.vmap(reward_fn, in_axes=(0, None))
+
+
+def several(*reward_fns: RewardFn) -> RewardFn:
+    """The rewards of several models of any kind: ``[M, B]``, to be aggregated.
+
+    Args:
+        *reward_fns: ``M`` functions ``(params, sequences) -> rewards[B]`` or ``[B, T]``.
+
+    Returns:
+        A ``RewardFn`` whose parameters are a sequence of those of each, in their order.
+
+    >>> length = lambda params, sequences: jnp.sum(sequences.mask, axis=-1)
+    >>> first = lambda params, sequences: sequences.tokens[:, 0] * params
+    >>> both = several(length, first)
+    >>> both(((), 2), Sequences(jnp.array([[5, 0]]), jnp.array([[True, False]]), None)).tolist()
+    [[1], [10]]
+    """
+
+    def reward_fn(params: Params, sequences: Sequences) -> jax.Array:
+        each = [fn(own, sequences) for fn, own in zip(reward_fns, params, strict=True)]
+        return jnp.stack(each)
+
+    return reward_fn
 
 
 class Standardised(NamedTuple):
@@ -83,7 +122,6 @@ def standardised(score_fn: ScoreFn) -> RewardFn:
     Returns:
         A ``RewardFn`` of ``Standardised`` parameters.
 
-    >>> import jax.numpy as jnp
     >>> reward_fn = standardised(lambda params, tokens, mask: jnp.sum(tokens * mask, axis=-1))
     >>> tokens, mask = jnp.array([[1, 2, 3]]), jnp.array([[True, True, False]])
     >>> reward_fn(Standardised((), 1.0, 4.0), Sequences(tokens, mask, mask)).tolist()

@@ -40,6 +40,7 @@ __all__ = [
     "SampleFn",
     "ScoreFn",
     "Sequences",
+    "Shared",
     "TokenAdvantage",
     "TrainState",
     "ValueFn",
@@ -96,11 +97,21 @@ class Preferences:
         tied: ``bool[B]``, true where the human called the two equal, so that which of them stands
             first means nothing; ``None`` if that was not an answer. Where it is given, the loss
             is called with it: ``losses.davidson`` and ``losses.rao_kupper`` take it.
+        probability: ``float[B]``, how probable it is that ``chosen`` is the better (a soft label, a
+            judge's opinion); the loss is then its expectation. ``None`` where it is 1.
+        margin: ``float[B]``, by how much ``chosen`` should win, in the reward's unit; the loss is
+            then called with ``margin=``. Not together with ``probability``.
+        weight: ``float[B]``, how much each pair counts; ``None`` if all alike.
+        rater: ``int32[B]``, who preferred, for models of single raters; ``None`` if unknown.
     """
 
     chosen: Sequences
     rejected: Sequences
     tied: jax.Array | None = None
+    probability: jax.Array | None = None
+    margin: jax.Array | None = None
+    weight: jax.Array | None = None
+    rater: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -110,14 +121,22 @@ class Rated:
     Attributes:
         sequences: ``Sequences`` of ``B`` rows.
         ratings: what was said of each: ``bool[B]``, good or bad; ``int32[B]``, a step on a scale;
-            or ``float[B]``, a reward (``float[B, T]``, one for each token).
+            or ``float[B]``, a reward. Or of each in several respects, ``[B, A]``; or of each of its
+            tokens, ``[B, T]``.
         unrelated: ``Sequences`` of ``B`` rows, prompts with answers to other prompts, from which
             ``losses.kto`` gets the policy's divergence from its reference; ``None`` without.
+        rating_mask: ``bool``, of the ratings' shape, true where there is one; ``None`` if
+            everywhere.
+        weight: ``float[B]``, how much each row counts; ``None`` if all alike.
+        rater: ``int32[B]``, who rated, for models of single raters; ``None`` if unknown.
     """
 
     sequences: Sequences
     ratings: jax.Array
     unrelated: Sequences | None = None
+    rating_mask: jax.Array | None = None
+    weight: jax.Array | None = None
+    rater: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -128,10 +147,14 @@ class Ranked:
         sequences: ``Sequences`` whose arrays are ``[B, N, T]``: ``N`` answers to each prompt. A
             prompt whose first answer has no response token is padding.
         rankings: ``int32[B, N]``, the answers' indices from the best to the worst.
+        weight: ``float[B]``, how much each ranking counts; ``None`` if all alike.
+        rater: ``int32[B]``, who ranked, for models of single raters; ``None`` if unknown.
     """
 
     sequences: Sequences
     rankings: jax.Array
+    weight: jax.Array | None = None
+    rater: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -148,6 +171,20 @@ class FactoredLogits:
 
     hidden: jax.Array
     unembedding: jax.Array
+
+
+class Shared(NamedTuple):
+    """What one forward pass of a frozen reference policy gives besides its logits.
+
+    Attributes:
+        logits: the reference's, as a ``LogitsFn`` returns them.
+        rewards: as a ``RewardFn`` returns them.
+        features: ``float[B, T, D]``, row ``t`` made of the tokens up to ``t``: what a critic reads.
+    """
+
+    logits: jax.Array | FactoredLogits
+    rewards: jax.Array
+    features: jax.Array
 
 
 class ActorCritic(NamedTuple):
@@ -225,11 +262,12 @@ class Decoder(NamedTuple):
 
 # params, tokens[B, T], mask[B, T] -> logits[B, T, V]; entry t predicts token t + 1.
 LogitsFn = Callable[[Params, jax.Array, jax.Array], jax.Array | FactoredLogits]
-# params, tokens[B, T], mask[B, T] -> scores[B]
+# params, tokens[B, T], mask[B, T] -> scores[B]; or [B, ...], several numbers a sequence
 ScoreFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 # params, tokens[B, T], mask[B, T] -> values[B, T]; entry t is the value before token t is chosen.
 ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
-# params, sequences -> rewards[B]
+# params, sequences -> rewards[B], or [B, T], each earned at its token; of several models [M, B]
+# or [M, B, T]
 RewardFn = Callable[[Params, Sequences], jax.Array]
 # params, first, second (Sequences of B rows) -> probability[B] that the first is preferred
 JudgeFn = Callable[[Params, Sequences, Sequences], jax.Array]

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
     {"types", "checks"},
-    {"sequences", "feedback", "assets", "configuration"},
+    {"sequences", "feedback", "distributions", "assets", "configuration"},
     {
         "losses",
         "implicit_rewards",

@@ -2,6 +2,7 @@
 
 from rlhf_jax.algorithms import presets
 from rlhf_jax.algorithms.direct import direct
+from rlhf_jax.algorithms.ensemble import ensemble
 from rlhf_jax.algorithms.online import nash_md, online_dpo
 from rlhf_jax.algorithms.policy_gradient import policy_gradient
 from rlhf_jax.algorithms.presets import (
@@ -38,6 +39,7 @@ __all__ = [
     "direct",
     "dpo",
     "dr_grpo",
+    "ensemble",
     "grpo",
     "gspo",
     "ipo",

@@ -52,9 +52,10 @@ def divided(means: dict[str, Mean], axis_name: str | None) -> Metrics:
     return {name: total / jnp.maximum(count, 1e-9) for name, (total, count) in means.items()}
 
 
-def rows_mean(values: jax.Array, valid: jax.Array) -> Mean:
-    """Mean of ``values[B]`` over the rows that count."""
-    return Mean(jnp.sum(jnp.where(valid, values, 0)), jnp.sum(valid.astype(jnp.float32)))
+def rows_mean(values: jax.Array, valid: jax.Array, weight: jax.Array | None = None) -> Mean:
+    """Mean of ``values`` over the entries that count, each as much as its weight (of one shape)."""
+    weight = jnp.float32(1) if weight is None else weight.astype(jnp.float32)
+    return Mean(jnp.sum(jnp.where(valid, values * weight, 0)), jnp.sum(jnp.where(valid, weight, 0)))
 
 
 def gradients(

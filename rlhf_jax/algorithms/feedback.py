@@ -53,65 +53,105 @@ def judged(
     rewards: jax.Array,
     loss: Callable[..., jax.Array],
     *,
+    reward: Callable[[jax.Array], jax.Array] = lambda rewards: rewards,
     axis_name: str | None = None,
 ) -> tuple[Mean, dict[str, Mean]]:
     """The loss of what was said, given what the answers are worth.
 
     Args:
         batch: of ``B`` judgements.
-        rewards: ``float[S, B]``, of its sides.
-        loss: for ``Preferences`` ``(chosen, rejected) -> [B]``, and ``tied`` third if the batch
-            has it; for ``Rated`` ``(rewards, ratings) -> [B]``, and the KL third if the batch has
-            ``unrelated``; for ``Ranked`` ``(rewards[B, N], rankings[B, N]) -> [B]``.
+        rewards: ``float[S, B]``, of its sides; ``[S, B, ...]`` if the loss takes several numbers an
+            answer, such as a distribution's.
+        loss: for ``Preferences`` ``(chosen, rejected) -> [B]``, with ``tied`` third and ``margin=``
+            if the batch has them; for ``Rated`` ``(rewards, ratings) -> [...]``, of the ratings'
+            shape, and the KL third if the batch has ``unrelated``; for ``Ranked`` ``(rewards[B, N],
+            rankings[B, N]) -> [B]``.
+        reward: what of several numbers is the reward that the metrics speak of.
         axis_name: the pmapped axis, if any.
 
     Returns:
-        The loss's mean over the judgements, and further means to report.
+        The loss's mean over the judgements, each as much as its weight, and further means to
+        report.
 
     Raises:
         ValueError: if the loss does not take what the batch has.
     """
-    every = sides(batch)
-    valid = jnp.any(every[0].response_mask, axis=-1)
+    valid = jnp.any(sides(batch)[0].response_mask, axis=-1)
     if isinstance(batch, Preferences):
-        chosen, rejected = rewards
-        said = () if batch.tied is None else (batch.tied,)
-        checks.takes(loss, "loss", "chosen", "rejected", *(["tied"] if said else []))
-        decided = valid if batch.tied is None else valid & ~batch.tied
-        lead = chosen - rejected
-        further = {
-            "accuracy": rows_mean((lead > 0) + 0.5 * (lead == 0), decided),
-            "margin": rows_mean(lead, decided),
-            "chosen_reward": rows_mean(chosen, decided),
-            "rejected_reward": rows_mean(rejected, decided),
-        }
-        return rows_mean(loss(chosen, rejected, *said), valid), further
+        return _compared(batch, rewards, loss, reward, valid)
     if isinstance(batch, Rated):
-        further = {"reward": rows_mean(rewards[0], valid)}
-        if batch.ratings.dtype == bool:
-            good, bad = valid & batch.ratings, valid & ~batch.ratings
-            further["desirable_reward"] = rows_mean(rewards[0], good)
-            further["undesirable_reward"] = rows_mean(rewards[0], bad)
-        said = ()
-        if batch.unrelated is not None:
-            elsewhere = rows_mean(rewards[1], jnp.any(batch.unrelated.response_mask, axis=-1))
-            further["unrelated_reward"] = elsewhere
-            kl = divided({"kl": jax.lax.stop_gradient(elsewhere)}, axis_name)["kl"]
-            said = (kl,)
-        checks.takes(loss, "loss", "rewards", "ratings", *(["kl"] if said else []))
-        return rows_mean(loss(rewards[0], batch.ratings, *said), valid), further
+        return _rated(batch, rewards, loss, reward, valid, axis_name)
+    return _ranked(batch, rewards, loss, reward, valid)
+
+
+def _compared(batch, rewards, loss, reward, valid):
+    said = () if batch.tied is None else (batch.tied,)
+    keywords = {} if batch.margin is None else {"margin": batch.margin}
+    names = ("chosen", "rejected", "tied")[: 2 + len(said)]
+    checks.takes(loss, "loss", *names, keywords=tuple(keywords))
+    chosen, rejected = rewards
+    values = loss(chosen, rejected, *said, **keywords)
+    if batch.probability is not None:
+        if keywords:
+            raise ValueError("a batch has probability or margin, not both")
+        other = loss(rejected, chosen, *said)
+        values = batch.probability * values + (1 - batch.probability) * other
+
+    chosen, rejected = reward(chosen), reward(rejected)
+    decided, lead = valid, chosen - rejected
+    if batch.tied is not None:
+        decided &= ~batch.tied
+    right = (lead > 0) + 0.5 * (lead == 0)
+    if batch.probability is not None:
+        decided &= batch.probability != 0.5
+        right = jnp.where(batch.probability > 0.5, right, 1 - right)
+    return rows_mean(values, valid, batch.weight), {
+        "accuracy": rows_mean(right, decided),
+        "margin": rows_mean(lead, decided),
+        "chosen_reward": rows_mean(chosen, decided),
+        "rejected_reward": rows_mean(rejected, decided),
+    }
+
+
+def _rated(batch, rewards, loss, reward, valid, axis_name):
+    ratings, weight = batch.ratings, batch.weight
+    each = (...,) + (None,) * (ratings.ndim - 1)
+    mask = jnp.broadcast_to(valid[each], ratings.shape)
+    if batch.rating_mask is not None:
+        checks.alike(ratings=ratings, rating_mask=batch.rating_mask)
+        mask &= batch.rating_mask
+    if weight is not None:
+        weight = jnp.broadcast_to(weight[each], ratings.shape)
+    scores = reward(rewards[0])
+    if scores.shape != ratings.shape:
+        found = f"{list(scores.shape)} and {list(ratings.shape)}"
+        raise ValueError(f"rewards and ratings must have one shape, not {found}")
+    further = {"reward": rows_mean(scores, mask)}
+    if ratings.dtype == bool:
+        further["desirable_reward"] = rows_mean(scores, mask & ratings)
+        further["undesirable_reward"] = rows_mean(scores, mask & ~ratings)
+    said = ()
+    if batch.unrelated is not None:
+        elsewhere = rows_mean(reward(rewards[1]), jnp.any(batch.unrelated.response_mask, axis=-1))
+        further["unrelated_reward"] = elsewhere
+        kl = divided({"kl": jax.lax.stop_gradient(elsewhere)}, axis_name)["kl"]
+        said = (kl,)
+    checks.takes(loss, "loss", "rewards", "ratings", *(["kl"] if said else []))
+    return rows_mean(loss(rewards[0], ratings, *said), mask, weight), further
+
+
+def _ranked(batch, rewards, loss, reward, valid):
     checks.takes(loss, "loss", "scores", "rankings")
-    scores = rewards.T
-    ranked = jnp.take_along_axis(scores, batch.rankings, axis=-1)
+    scores = jnp.moveaxis(rewards, 0, 1)
+    ranked = jnp.take_along_axis(reward(scores), batch.rankings, axis=-1)
     lead = ranked[:, :, None] - ranked[:, None, :]
     above = jnp.triu(jnp.ones(lead.shape[1:], bool), 1)
     right = jnp.sum(jnp.where(above, (lead > 0) + 0.5 * (lead == 0), 0), axis=(1, 2))
-    further = {
+    return rows_mean(loss(scores, batch.rankings), valid, batch.weight), {
         "accuracy": rows_mean(right / jnp.sum(above), valid),
         "best_reward": rows_mean(ranked[:, 0], valid),
         "worst_reward": rows_mean(ranked[:, -1], valid),
     }
-    return rows_mean(loss(scores, batch.rankings), valid), further
 
 
 def imitated(batch: Feedback) -> jax.Array:

@@ -9,6 +9,7 @@ import optax
 
 from rlhf_jax import advantages as adv
 from rlhf_jax import checks
+from rlhf_jax.aggregates import Adaptive, Aggregate, fixed
 from rlhf_jax.algorithms.common import (
     Term,
     advance,
@@ -42,13 +43,14 @@ from rlhf_jax.types import (
     RewardFn,
     SampleFn,
     Sequences,
+    Shared,
     TokenAdvantage,
     TrainState,
     ValueFn,
     ValueLoss,
 )
 
-__all__ = ["Frozen", "policy_gradient"]
+__all__ = ["Adapted", "Frozen", "policy_gradient"]
 
 # (log_probs, ref_log_probs) -> divergence, all [B, T], such as divergences.kl_k1
 Penalty = Callable[[jax.Array, jax.Array], jax.Array]
@@ -74,8 +76,23 @@ class Frozen(NamedTuple):
     watched: Params
 
 
+class Adapted(NamedTuple):
+    """What is adapted to the measurements from step to step: the state's ``extra``.
+
+    Attributes:
+        kl_coefficient: ``float32[]``, reward per nat.
+        aggregate: the state of an ``aggregates.Adaptive``, such as a multiplier; else ``()``.
+    """
+
+    kl_coefficient: jax.Array
+    aggregate: PyTree
+
+
 class Experience(NamedTuple):
-    """What one round of sampling leaves for the updates; every field ``[B, T]``."""
+    """What one round of sampling leaves for the updates; every field ``[B, T]``.
+
+    Only ``features`` is ``[B, T, D]``, or ``()`` where the critic reads the tokens itself.
+    """
 
     tokens: jax.Array
     mask: jax.Array
@@ -85,14 +102,17 @@ class Experience(NamedTuple):
     advantages: jax.Array
     old_values: jax.Array
     returns: jax.Array
+    features: jax.Array | tuple[()]
 
 
 def policy_gradient(
     logits_fn: LogitsFn,
     sample_fn: SampleFn,
-    reward_fn: RewardFn,
+    reward_fn: RewardFn | None,
     optimizer: optax.GradientTransformation,
     *,
+    shared_fn: Callable[[Params, Params, Sequences], Shared] | None = None,
+    aggregate: Aggregate | Adaptive | None = None,
     samples_per_prompt: int = 4,
     advantage: GroupAdvantage | TokenAdvantage | None = None,
     per_token: bool | None = None,
@@ -125,8 +145,14 @@ def policy_gradient(
     Args:
         logits_fn: the policy, ``params -> logits``; of ``ActorCritic.policy`` if there is a critic.
         sample_fn: the same policy generating, as from ``sampling.sampler``.
-        reward_fn: ``(frozen.reward, sequences) -> rewards[B]``.
+        reward_fn: ``(frozen.reward, sequences) -> rewards[B]``, or ``[B, T]``, each earned at its
+            token. With ``aggregate`` several of these: ``[M, B]`` or ``[M, B, T]``.
         optimizer: any optax transformation.
+        shared_fn: in place of ``reward_fn``, which is then ``None``: ``(frozen.reference,
+            frozen.reward, sequences) -> Shared``, the reference's logits and the rewards of one
+            forward pass, as ``models.shared_trunk`` makes it.
+        aggregate: from the rewards of ``M`` models to one: a function of ``aggregates``, or an
+            ``Adaptive`` one, whose state (a multiplier, say) goes on from step to step.
         samples_per_prompt: ``K``.
         advantage: of answers ``(rewards[N, K]) -> [N, K]``, by default ``leave_one_out``; or, if
             ``per_token``, ``(rewards, values, mask) -> [B, T]``, by default ``gae``.
@@ -139,7 +165,8 @@ def policy_gradient(
         kl_coefficient: beta, a number or a ``Coefficient``, in reward per nat.
         reward_penalty: the divergence that beta times is taken off the reward, or ``None``.
         loss_penalty: the divergence that beta times is added to the loss, or ``None``.
-        value_fn: the critic, of ``ActorCritic.critic``.
+        value_fn: the critic, of ``ActorCritic.critic``: a ``ValueFn``; with ``shared_fn``
+            ``(params, features, mask) -> [B, T]``, a head on the frozen reference's features.
         value_loss: ``(values, old_values, returns) -> [B, T]``.
         value_weight: weight of the critic's loss.
         whiten: whether advantages are shifted and scaled to mean 0 and deviation 1 over all tokens.
@@ -157,7 +184,8 @@ def policy_gradient(
     Returns:
         An ``Algorithm``. ``init(params, key, reward=(), reference=None, watched=())``: the
         reference is by default a copy of the policy. The batch is ``Prompts`` (rows without any
-        token are padding). Metrics: ``reward``, ``kl`` (nats a sequence), ``kl_coefficient``,
+        token are padding). Metrics: ``reward`` (of a whole answer; with ``aggregate`` also each
+        model's, ``reward_0`` and so on), ``kl`` (nats a sequence), ``kl_coefficient``,
         ``entropy`` (nats a token, estimated from the samples), ``length`` (tokens), ``loss``,
         ``update_kl`` (how far the updates moved the policy, nats a token), ``grad_norm``.
 
@@ -180,6 +208,11 @@ def policy_gradient(
         raise ValueError(
             f"temperature must be positive, not {temperature}: a greedy policy has no gradient"
         )
+    if (reward_fn is None) == (shared_fn is None):
+        raise ValueError("give either reward_fn or shared_fn; of the two, the other is None")
+    if aggregate is not None and not isinstance(aggregate, Adaptive):
+        checks.takes(aggregate, "aggregate", "rewards")
+        aggregate = fixed(aggregate)
     per_token = value_fn is not None if per_token is None else per_token
     if value_fn is not None and not per_token:
         raise ValueError("a critic (value_fn) needs an advantage of tokens: per_token must be True")
@@ -208,15 +241,52 @@ def policy_gradient(
             raise ValueError("with a critic, params must be ActorCritic(policy, critic)")
         reference = policy_of(params) if reference is None else reference
         frozen = Frozen(reference, reward, watched)
-        return new_state(params, optimizer, key, frozen=frozen, extra=kl_coefficient.init())
+        extra = Adapted(kl_coefficient.init(), () if aggregate is None else aggregate.init())
+        return new_state(params, optimizer, key, frozen=frozen, extra=extra)
+
+    def scored(state: TrainState, sequences: Sequences, mask: jax.Array) -> tuple[Shared, list]:
+        """The reference's logits; one reward an answer or a token; the mean of each model's."""
+        reference, params = state.frozen.reference, state.frozen.reward
+        if shared_fn is None:
+            rewards = reward_fn(params, sequences)
+            logits = logits_fn(reference, sequences.tokens, sequences.mask)
+            found = Shared(logits, rewards, ())
+        else:
+            found = shared_fn(reference, params, sequences)
+        rewards = found.rewards.astype(jnp.float32)
+        models = () if aggregate is None else rewards.shape[:1]
+        if rewards.shape not in (models + mask.shape[:1], models + mask.shape):
+            name = "reward_fn" if shared_fn is None else "shared_fn"
+            wanted = "[B] or [B, T]" if aggregate is None else "[M, B] or [M, B, T]"
+            raise ValueError(
+                f"{name} must return rewards {wanted}, with B, T = {list(mask.shape)}, "
+                f"not {list(rewards.shape)}"
+            )
+        if rewards.shape[len(models) :] == mask.shape:
+            rewards = jnp.where(mask, rewards, 0)
+        if aggregate is None:
+            return found._replace(rewards=rewards), []
+        valid = jnp.any(mask, axis=-1)
+        totals = rewards.reshape(*models, len(valid), -1).sum(axis=-1)
+        means = divided({m: rows_mean(each, valid) for m, each in enumerate(totals)}, axis_name)
+        rewards = aggregate.combine(state.extra.aggregate, rewards)
+        return found._replace(rewards=rewards), list(means.values())
+
+    def values_of(critic: Params, experience: Sequences | Experience, features) -> jax.Array:
+        """The critic's, which reads the tokens, or the reference's features."""
+        read = experience.tokens if shared_fn is None else features
+        return value_fn(critic, read, experience.mask)
 
     def baseline(state: TrainState, prompts: Prompts, key: Key) -> jax.Array:
         """The rewards of the answers that are compared with."""
         keys = row_keys(jax.random.fold_in(key, _BASELINE), prompts.tokens.shape[0], axis_name)
         answers = baseline_fn(policy_of(state.params), prompts, keys)
-        return reward_fn(state.frozen.reward, answers).astype(jnp.float32)
+        rewards = scored(state, answers, answers.response_mask)[0].rewards
+        return rewards if rewards.ndim == 1 else jnp.sum(rewards, axis=-1)
 
-    def explore(state: TrainState, prompts: Prompts) -> tuple[Experience, Metrics, Metrics]:
+    def explore(
+        state: TrainState, prompts: Prompts
+    ) -> tuple[Experience, Adapted, Metrics, Metrics]:
         """Samples, scores and estimates advantages; metrics, and those that are only watched."""
         key = jax.random.fold_in(state.key, state.step)
         policy = policy_of(state.params)
@@ -229,24 +299,23 @@ def policy_gradient(
         old_log_probs = jnp.where(mask, sequences.log_probs, 0)
         tokens = sequences.tokens
 
-        rewards = reward_fn(state.frozen.reward, sequences).astype(jnp.float32)
-        if rewards.shape != valid.shape:
-            raise ValueError(
-                f"reward_fn must return one reward a sequence, {valid.shape}, not {rewards.shape}"
-            )
-        logits = logits_fn(state.frozen.reference, tokens, sequences.mask)
-        ref_log_probs = token_log_probs(logits, tokens, temperature=temperature)
+        found, each_model = scored(state, sequences, mask)
+        ref_log_probs = token_log_probs(found.logits, tokens, temperature=temperature)
         ref_log_probs = jnp.where(mask, ref_log_probs, 0)
         penalty = jnp.zeros_like(old_log_probs)
         if reward_penalty is not None:
-            penalty = jnp.where(mask, reward_penalty(old_log_probs, ref_log_probs), 0) * state.extra
+            coefficient = state.extra.kl_coefficient
+            penalty = jnp.where(mask, reward_penalty(old_log_probs, ref_log_probs), 0) * coefficient
 
+        if found.rewards.ndim == 1:
+            rewards, dense = found.rewards, jnp.where(last_token(mask), found.rewards[:, None], 0)
+        else:
+            rewards, dense = jnp.sum(found.rewards, axis=-1), found.rewards
         values = jnp.zeros_like(old_log_probs)
         if value_fn is not None:
-            values = value_fn(state.params.critic, tokens, sequences.mask)
+            values = values_of(state.params.critic, sequences, found.features)
         if per_token:
-            dense = jnp.where(last_token(mask), rewards[:, None], 0) - penalty
-            estimates = advantage(dense, values, mask)
+            estimates = advantage(dense - penalty, values, mask)
         else:
             totals = (rewards - jnp.sum(penalty, axis=-1)).reshape(-1, samples_per_prompt)
             compared = () if baseline_fn is None else (baseline(state, prompts, key),)
@@ -262,7 +331,12 @@ def policy_gradient(
             "length": rows_mean(jnp.sum(mask, axis=-1).astype(jnp.float32), valid),
             "entropy": token_mean(-old_log_probs, mask),
         }
-        metrics = divided(means, axis_name) | {"kl_coefficient": state.extra}
+        metrics = divided(means, axis_name) | {"kl_coefficient": state.extra.kl_coefficient}
+        metrics |= {f"reward_{m}": mean for m, mean in enumerate(each_model)}
+        adapted = Adapted(
+            kl_coefficient.update(state.extra.kl_coefficient, metrics["kl"]),
+            aggregate.update(state.extra.aggregate, jnp.stack(each_model)) if aggregate else (),
+        )
         seen = {} if watch is None else watch(state.frozen.watched, sequences)
         seen = {n: rows_mean(jnp.broadcast_to(x, valid.shape), valid) for n, x in seen.items()}
         experience = Experience(
@@ -274,8 +348,9 @@ def policy_gradient(
             advantages=jnp.where(mask, estimates, 0),
             old_values=values,
             returns=returns,
+            features=() if value_fn is None else found.features,
         )
-        return experience, metrics, divided(seen, axis_name)
+        return experience, adapted, metrics, divided(seen, axis_name)
 
     def update(carry: tuple[Params, PyTree], batch: Experience, coefficient: jax.Array):
         """One optimiser step on one minibatch."""
@@ -299,7 +374,7 @@ def policy_gradient(
             if entropy_weight:
                 terms["entropy"] = Term(-entropy_weight, aggregation(entropies, mask))
             if value_fn is not None:
-                values = value_fn(params.critic, batch.tokens, batch.mask)
+                values = values_of(params.critic, batch, batch.features)
                 losses = value_loss(values, batch.old_values, batch.returns)
                 terms["value"] = Term(value_weight, token_mean(losses, mask))
             moved = jax.lax.stop_gradient(log_probs - batch.old_log_probs)
@@ -315,18 +390,18 @@ def policy_gradient(
                 f"{rows} sequences ({batch.tokens.shape[0]} prompts a device, {samples_per_prompt} "
                 f"samples each) cannot be cut into {minibatches} minibatches"
             )
-        experience, metrics, watched = explore(state, batch)
+        experience, adapted, metrics, watched = explore(state, batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
 
         def epoch(carry, index):
             cut = _cut(experience, jax.random.fold_in(key, index), minibatches, axis_name)
-            return jax.lax.scan(lambda c, b: update(c, b, state.extra), carry, cut)
+            coefficient = state.extra.kl_coefficient
+            return jax.lax.scan(lambda c, b: update(c, b, coefficient), carry, cut)
 
         carry = (state.params, state.opt_state)
         (params, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
         metrics |= jax.tree.map(jnp.mean, history)
-        coefficient = kl_coefficient.update(state.extra, metrics["kl"])
-        after = {"params": params, "opt_state": opt_state, "extra": coefficient}
+        after = {"params": params, "opt_state": opt_state, "extra": adapted}
         return advance(state, metrics, **after, watched=watched)
 
     return Algorithm(init, step)

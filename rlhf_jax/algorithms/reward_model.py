@@ -1,5 +1,7 @@
 """Reward fitting: step 2 of RLHF."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,6 +17,7 @@ from rlhf_jax.algorithms.common import (
 )
 from rlhf_jax.algorithms.feedback import Feedback, judged, lined_up
 from rlhf_jax.losses import bradley_terry
+from rlhf_jax.sequences import Mean
 from rlhf_jax.types import (
     Algorithm,
     Key,
@@ -35,20 +38,32 @@ def reward_model(
     optimizer: optax.GradientTransformation,
     *,
     loss: PreferenceLoss | RatingLoss | RankingLoss = bradley_terry,
+    reward: Callable[[jax.Array], jax.Array] = lambda scores: scores,
+    personal: Callable[[Params, jax.Array, jax.Array], jax.Array] | None = None,
+    regulariser: Callable[[Params], jax.Array] | None = None,
     centering: float = 0.0,
     token_dropout: float = 0.0,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Fits a score to human feedback.
 
-    .. math:: L(\phi) = \frac1B \sum_b \ell\left(r_\phi(x^w_b), r_\phi(x^l_b)\right)
-              + c \left(r_\phi(x^w_b) + r_\phi(x^l_b)\right)^2
+    .. math::
+        L(\phi) = \frac{\sum_b w_b \, \ell\left(r_\phi(x^w_b), r_\phi(x^l_b)\right)}{\sum_b w_b}
+        + \frac cB \sum_b \left(r_\phi(x^w_b) + r_\phi(x^l_b)\right)^2 + \lambda_r(\phi)
 
     Args:
-        score_fn: the reward model.
-        optimizer: any optax transformation; weight decay there is the regulariser.
-        loss: any loss that fits the batch: of preferences, of ratings or of rankings.
-        centering: ``c``, holds the scores around 0, which comparisons leave open.
+        score_fn: the reward model; it may return several numbers a sequence, ``[B, ...]``, if the
+            loss takes them.
+        optimizer: any optax transformation.
+        loss: any loss that fits the batch: of preferences, of ratings or of rankings. Soft labels,
+            margins and weights are the batch's.
+        reward: ``(scores[..., *]) -> rewards[...]``, what of several numbers is the reward: only
+            the metrics and ``centering`` ask.
+        personal: ``(params, scores[S, B, ...], rater[B]) -> scores``, what the batch's rater makes
+            of the scores, such as ``models.rater_scale``'s. By default all raters are one.
+        regulariser: ``(params) -> float[]``, lambda_r, as ``partial(optax.tree.norm,
+            squared=True)`` times a weight. (Decay in ``optimizer`` does as well.)
+        centering: ``c``, holds the rewards around 0, which comparisons leave open.
         token_dropout: the probability with which each token is hidden from the model while
             training, through the mask.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
@@ -82,12 +97,21 @@ def reward_model(
             mask &= keep(keys, mask)
 
         def objective(params):
-            scores = score_fn(params, rows.tokens, mask).reshape(-1, judgements)
-            mean, further = judged(batch, scores, loss, axis_name=axis_name)
+            scores = score_fn(params, rows.tokens, mask)
+            scores = scores.reshape(-1, judgements, *scores.shape[1:])
+            if personal is not None:
+                if batch.rater is None:
+                    raise ValueError(
+                        "with personal, the batch must say who answered: rater is None"
+                    )
+                scores = personal(params, scores, batch.rater)
+            mean, further = judged(batch, scores, loss, reward=reward, axis_name=axis_name)
             terms = {"preference": Term(1.0, mean)}
             if centering:
-                drift = jnp.square(jnp.sum(scores, axis=0))
+                drift = jnp.square(jnp.sum(reward(scores), axis=0))
                 terms["centering"] = Term(centering, rows_mean(drift, valid))
+            if regulariser is not None:
+                terms["regulariser"] = Term(1.0, Mean(regulariser(params), jnp.float32(1)))
             return terms, further
 
         gradient, metrics = gradients(objective, state.params, axis_name)

@@ -1,6 +1,6 @@
 """Data as arrays: feedback from files and the hub, the real ratings, text as tokens, batches."""
 
-from rlhf_jax.data.batches import Batches, epochs
+from rlhf_jax.data.batches import Batches, epochs, stacked
 from rlhf_jax.data.checking import FeedbackError
 from rlhf_jax.data.feedback import (
     control_positions,
@@ -42,6 +42,7 @@ __all__ = [
     "plain_template",
     "ranked",
     "save_feedback",
+    "stacked",
     "stream",
     "tokenise_preferences",
     "tokenise_prompts",

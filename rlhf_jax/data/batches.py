@@ -2,14 +2,14 @@
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from rlhf_jax.types import Batch, PyTree
 
-__all__ = ["Batches", "epochs"]
+__all__ = ["Batches", "epochs", "stacked"]
 
 # step -> batch. It has no state: to resume at a step is to ask for that step.
 Batches = Callable[[int], Batch]
@@ -78,3 +78,24 @@ def epochs(arrays: PyTree, batch_size: int, *, seed: int) -> Batches:
         return jax.tree.map(lambda leaf: leaf[index], arrays)
 
     return batch
+
+
+def stacked(batches: Sequence[Batches]) -> Batches:
+    """Batches for ``algorithms.ensemble(..., own_batches=True)``: each member has an order its own.
+
+    Args:
+        batches: one for each of the ``M`` members, all of one shape.
+
+    Returns:
+        A pure function ``step -> batch``, whose arrays are ``[M, B, ...]``.
+
+    Raises:
+        ValueError: there are none, or (from the function returned) their shapes differ.
+
+    >>> orders = [epochs(np.arange(4), 2, seed=seed) for seed in range(3)]
+    >>> stacked(orders)(0).shape
+    (3, 2)
+    """
+    if not batches:
+        raise ValueError("batches must be of at least one member")
+    return lambda step: jax.tree.map(lambda *leaves: np.stack(leaves), *[b(step) for b in batches])

@@ -29,6 +29,12 @@ from rlhf_jax.losses.preference import (
     unbiased,
 )
 from rlhf_jax.losses.ranking import davidson, ordinal, plackett_luce, rao_kupper, rrhf
+from rlhf_jax.losses.rating import (
+    binary_cross_entropy,
+    distributional,
+    likelihood,
+    squared_error,
+)
 from rlhf_jax.losses.unpaired import apo_zero_unpaired, kto
 from rlhf_jax.losses.value import clipped_value, squared_value
 from rlhf_jax.losses.weighted import awr, clipped_is, rwr, vespo
@@ -41,6 +47,7 @@ __all__ = [
     "apo_zero_unpaired",
     "awr",
     "bco_pair",
+    "binary_cross_entropy",
     "bradley_terry",
     "clipped_is",
     "clipped_value",
@@ -48,11 +55,13 @@ __all__ = [
     "cross_entropy",
     "davidson",
     "discopop",
+    "distributional",
     "exo_pair",
     "exponential",
     "filtered",
     "hinge",
     "kto",
+    "likelihood",
     "nca_pair",
     "ordinal",
     "plackett_luce",
@@ -67,6 +76,7 @@ __all__ = [
     "soft_gate",
     "sppo_hard",
     "squared",
+    "squared_error",
     "squared_value",
     "thurstone",
     "unbiased",
