@@ -103,7 +103,7 @@ def vectors(**arrays: jax.Array) -> None:
 
 
 def finite(mask: jax.Array, **arrays: jax.Array) -> None:
-    """All are finite wherever ``mask``, of their shape, is true; what is traced is not looked at.
+    """All are finite wherever ``mask``, which may broadcast, is true; but not what is traced.
 
     >>> finite(jnp.array([False, True]), ratings=jnp.array([jnp.nan, jnp.nan]))
     Traceback (most recent call last):
@@ -129,7 +129,8 @@ def within(size: int, **indices: jax.Array) -> None:
     for name, index in indices.items():
         if _traced(index) or not np.size(index):
             continue
-        low, high = np.min(index), np.max(index)
+        index = np.asarray(index)  # np.min of a JAX array would itself be traced
+        low, high = index.min(), index.max()
         if low < 0 or high >= size:
             raise ValueError(f"{name} must be from 0 to {size - 1}, not {low} to {high}")
 

@@ -40,7 +40,8 @@ def em_by_the_definition(labels, rater, classes, iterations):
 
 
 def test_dawid_and_skene_s_anaesthetists():
-    fit = jax.jit(lambda x: measures.dawid_skene(x, classes=4, rater=ANAESTHETIST, iterations=100))
+    rater = jnp.array(ANAESTHETIST)
+    fit = jax.jit(lambda x: measures.dawid_skene(x, classes=4, rater=rater, iterations=100))
     found = fit(LABELS)
     posterior, prior, confusion, likelihood = em_by_the_definition(LABELS, ANAESTHETIST, 4, 100)
     np.testing.assert_allclose(found.posterior, posterior, atol=2e-6)
@@ -90,9 +91,8 @@ def test_items_and_raters_without_labels_do_no_harm():
 
 def test_smoothing_is_a_prior_whose_mode_is_climbed_to():
     fit = jax.jit(lambda smoothing: measures.dawid_skene(LABELS, classes=4, smoothing=smoothing))
-    found = fit(2.0)
-    rises = np.diff(found.log_likelihood)
-    assert (rises > -1e-3).all() and rises.sum() > 0.5
+    rises = np.diff(fit(30.0).log_likelihood)
+    assert (rises > -0.01).all() and rises.sum() > 5  # of the labels alone it falls by 4 at a step
     # It pulls to the uniform.
     np.testing.assert_allclose(fit(1e4).confusion, 0.25, atol=0.01)
 

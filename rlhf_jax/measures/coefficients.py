@@ -79,7 +79,7 @@ def fleiss_kappa(counts: jax.Array) -> jax.Array:
         raise ValueError(f"counts must be [N, C], not {list(jnp.shape(counts))}")
     _counted(counts=counts)
     if not isinstance(counts, jax.core.Tracer):
-        rows = np.unique(np.sum(counts, axis=1))
+        rows = np.unique(np.sum(np.asarray(counts), axis=1))
         if len(rows) != 1 or rows[0] < 2:
             found = f"{rows.min()} to {rows.max()}" if len(rows) else "no items"
             raise ValueError(f"counts needs items with one number of raters, 2 or more: {found}")
@@ -211,7 +211,7 @@ def _counted(**counts: jax.Array) -> None:
     for name, count in counts.items():
         if isinstance(count, jax.core.Tracer):
             continue
-        least = np.min(count, initial=0)
+        least = np.min(np.asarray(count), initial=0)
         if not least >= 0:
             raise ValueError(f"{name} must be counts, at least 0, not {least}")
 

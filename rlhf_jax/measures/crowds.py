@@ -141,7 +141,7 @@ def dawid_skene(
         if jnp.shape(rater) != labels.shape[1:]:
             found = f"{list(jnp.shape(rater))} beside labels {list(labels.shape)}"
             raise ValueError(f"rater must be [K], one number a column, not {found}")
-        raters = int(np.max(rater, initial=0)) + 1
+        raters = int(np.max(np.asarray(rater), initial=0)) + 1
         checks.within(raters, rater=rater)
         given = jax.vmap(lambda row: jax.ops.segment_sum(row, rater, num_segments=raters))(given)
     labelled = jnp.sum(given, axis=(1, 2)) > 0
