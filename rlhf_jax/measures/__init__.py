@@ -3,10 +3,6 @@
 from rlhf_jax.measures.agreement import (
     PreferenceAgreement,
     Retest,
-    cohen_kappa,
-    fleiss_kappa,
-    krippendorff_alpha,
-    krippendorff_alpha_of_counts,
     preference_agreement,
     retest_agreement,
 )
@@ -17,6 +13,12 @@ from rlhf_jax.measures.calibration import (
     pair_accuracy,
     ranking_accuracy,
     reliability,
+)
+from rlhf_jax.measures.coefficients import (
+    cohen_kappa,
+    fleiss_kappa,
+    krippendorff_alpha,
+    krippendorff_alpha_of_counts,
 )
 from rlhf_jax.measures.crowds import (
     CrowdComparisons,
