@@ -517,11 +517,9 @@ BAD = {
     "shown and candidates must be of one structure": lambda: humans.correcting(
         lambda x: x["a"] if isinstance(x, dict) else x
     )(KEY, (jnp.zeros(2), {"a": jnp.zeros([2, 3])})),
-    r"shown must be \[2, 1\] as one candidate for each row is, not \[2\]": lambda: (
-        humans.correcting(lambda x: x.reshape(len(x), -1)[:, 0])(
-            KEY, (jnp.zeros(2), jnp.zeros([2, 3, 1]))
-        )
-    ),
+    r"shown must be \[2, 1\] as one candidate for each row is": lambda: humans.correcting(
+        lambda x: x.reshape(len(x), -1)[:, 0]
+    )(KEY, (jnp.zeros(2), jnp.zeros([2, 3, 1]))),
     "a row for each example, but 2 examples are 1": lambda: humans.criticising(
         score, heeded=lambda x: x[None]
     )(KEY, jnp.zeros(2)),
