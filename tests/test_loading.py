@@ -206,6 +206,9 @@ def test_broken_parquet(tmp_path):
     with pytest.raises(FeedbackError) as caught:
         load_feedback(path)
     assert problems(caught) == [(2, "a text is not UTF-8")]
+    parquet.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
+    with pytest.raises(FeedbackError, match="two columns have one name: text, text"):
+        load_feedback(path)
 
 
 def test_files_that_are_wrong_as_a_whole(tmp_path):

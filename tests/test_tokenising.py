@@ -121,7 +121,7 @@ def test_conversations_go_through_the_template(quiet):
     assert read(rated.sequences.tokens[0]) == "<user>Hi</><assistant>Yo</>"
     assert read(rated.sequences.tokens[0][rated.sequences.response_mask[0]]) == "Yo</>"
 
-    with pytest.raises(ValueError, match="row 0: template"):
+    with pytest.raises(ValueError, match="row 0: the template writes otherwise"):
         tokenise_rated(
             [row | {"label": True}],
             encode,

@@ -199,7 +199,7 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[int | None, Record | Fault]]:
             if header is None:
                 header = cells
                 if len(set(header)) < len(header):
-                    yield None, Fault(f"two columns have one name: {', '.join(header)}")
+                    yield None, _doubled(header)
                     return
                 continue
             if not cells:
@@ -215,6 +215,10 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[int | None, Record | Fault]]:
                 yield number, fault
     except csv.Error as error:
         yield number + 1, Fault(f"not csv, nor can anything behind it be read: {error}")
+
+
+def _doubled(header: Sequence[str]) -> Fault:
+    return Fault(f"two columns have one name: {', '.join(header)}")
 
 
 def _from_cell(name: str, cell: str) -> Any:
@@ -245,6 +249,10 @@ def _parquet(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            header = file.schema_arrow.names
+            if len(set(header)) < len(header):
+                yield None, _doubled(header)
+                return
             for batch in file.iter_batches(batch_size=_BATCH):
                 for index in range(batch.num_rows):
                     number += 1
