@@ -57,7 +57,7 @@ def suffix(path: Path) -> str:
 
 
 def read_records(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
-    """The records of a file, each with its number.
+    r"""The records of a file, each with its number.
 
     Args:
         path: a file with one of ``SUFFIXES``. All are read piece by piece but a ``.json`` file that
@@ -66,6 +66,12 @@ def read_records(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
     Yields:
         The number, from 1 on, and the record or what is wrong with it: of jsonl the line, of others
         the record (csv: the header does not count). ``None`` is the file as a whole.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "rows.jsonl")
+    ...     _ = path.write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
+    ...     [(number, str(record)) for number, record in read_records(path)]
+    [(1, "{'text': 'a'}"), (2, 'text is there twice')]
     """
     kind = suffix(path)
     try:

@@ -73,9 +73,11 @@ def load_feedback(
     PRM800K, Math-Shepherd and the comparisons of summarize-from-feedback are told apart by their
     columns.
     Beyond TRL's columns a row has, where the source says: ``rater``, who answered; ``margin``, the
-    difference of the ratings; ``tied``; ``marks`` of steps with the neutral as 0.5; ``source``,
-    which part of the collection it is from. Prompts are explicit: an implicit one is the longest
-    common beginning, in whole words or messages (with a text it may be empty).
+    difference of the ratings, or how strong the preference is; ``tied``; ``marks`` of steps with
+    the neutral as 0.5; ``source``, which part of the collection it is from (of HelpSteer2's
+    preferences, which are one file, the split). Prompts are explicit: an implicit one is the
+    longest common beginning, in whole words or messages (with a text it may be empty). The roles in
+    conversations are those of ``data.formats.ROLES``, and answers begin with the assistant's.
 
     Args:
         path_or_hub_name: a file (jsonl, json, csv, parquet; all but parquet also as ``.gz``), a
@@ -97,7 +99,7 @@ def load_feedback(
         rename: for columns of other names, from theirs to the expected: ``{"answer":
             "completion"}``.
         config: the configuration of a set on the hub.
-        data_dir: the folder in a set on the hub.
+        data_dir: the folder in a set on the hub: ``"preference"`` in HelpSteer2, say.
         revision: the version of a set on the hub.
 
     Returns:
