@@ -59,8 +59,9 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "messages": ("messages",),
 }
 # Those it has if the source says so. margin: rating of the chosen less that of the rejected, or how
-# strong the preference is, in the source's unit (TRL's name). tied: the two were called equal, and which stands first means nothing.
-# marks: 1 for a right step, 0 for a wrong one, 0.5 for neither, where labels know only two.
+# strong the preference is, in the source's unit (TRL's name). tied: the two were called equal, and
+# which stands first means nothing. marks: 1 for a right step, 0 for a wrong one, 0.5 for neither,
+# where labels know only two.
 EXTRAS: dict[Kind, tuple[str, ...]] = {
     **dict.fromkeys(COLUMNS, ("rater", "source")),
     "preference": ("margin", "tied", "rater", "source"),
