@@ -47,8 +47,8 @@ def test_hugging_faces_names_are_there():
     assert template(said("Hi"), True) == OPENED + "<|im_start|>assistant\n"
     assert template(said("Hi"), False) == OPENED
     source = (
-        "{{ bos_token }}{%- for m in messages %}\n"
-        "    {%- if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}\n"
+        "{{ bos_token }}{% for m in messages %}\n"
+        "    {% if m.role == 'tool' %}{{ raise_exception('no tools') }}{% endif %}\n"
         "    {%- if loop.index > 2 %}{% break %}{% endif %}\n"
         "    {%- generation %}{{ m | tojson }}{% endgeneration %}\n"
         "{%- endfor %}{{ strftime_now('%Y') if strftime_now is defined else '2024' }}"
