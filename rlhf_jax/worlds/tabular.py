@@ -13,6 +13,7 @@ __all__ = [
     "MDP",
     "Solution",
     "Trajectories",
+    "combination_lock",
     "occupancy",
     "rollouts",
     "shutdown",
@@ -281,6 +282,46 @@ def shutdown(rewards: jax.Array) -> MDP:
     return MDP(
         jnp.asarray(transitions, rewards.dtype),
         jnp.stack([nothing.at[0].set(rewards[0]), behind, nothing]),
+    )
+
+
+def combination_lock(combination: jax.Array, rewards: jax.Array) -> MDP:
+    """A world in which chance achieves nothing: a lock, and behind it a choice of prizes.
+
+    State ``d`` is after ``d`` right actions, each the next of the combination; a wrong one ends the
+    episode with nothing. Behind the last, each action takes a prize of its own. Of random
+    trajectories one in ``A ** D`` gets there.
+
+    Args:
+        combination: ``int[D]``, the right actions.
+        rewards: ``float[A]``, of the prizes.
+
+    Returns:
+        An undiscounted ``MDP`` with ``D + 2`` states and ``A`` actions; the start is state 0, the
+        last state the end, and an episode has at most ``D + 1`` steps.
+
+    Raises:
+        ValueError: if the arrays are not of rank 1, or an action of the combination is none (not
+            checked of a traced combination).
+
+    >>> value_iteration(combination_lock(jnp.array([1, 0]), jnp.array([2.0, 3.0]))).policy.tolist()
+    [1, 0, 1, 0]
+    """
+    checks.vectors(combination=combination, rewards=rewards)
+    checks.integers(combination=combination)
+    checks.floating(rewards=rewards)
+    depth, actions = len(combination), len(rewards)
+    if not isinstance(combination, jax.core.Tracer):
+        wrong = (np.asarray(combination) < 0) | (np.asarray(combination) >= actions)
+        if np.any(wrong):
+            found = np.asarray(combination)[wrong].tolist()
+            raise ValueError(f"combination must be of actions 0 to {actions - 1}, not {found}")
+    right = jnp.arange(actions) == combination[:, None]
+    after = jnp.where(right, jnp.arange(1, depth + 1)[:, None], depth + 1)
+    after = jnp.concatenate([after, jnp.full([2, actions], depth + 1)])
+    return MDP(
+        jax.nn.one_hot(after, depth + 2, dtype=rewards.dtype),
+        jnp.zeros([depth + 2, actions], rewards.dtype).at[depth].set(rewards),
     )
 
 
