@@ -101,7 +101,7 @@ def test_the_game_recovers_the_demonstrators_and_only_with_the_reward_s_move():
             return rloo(*given, kl_coefficient=penalty * kl_coefficient, **settings)
 
         build = partial(algorithms.inverse_rl, loss=loss, policy=policy)
-        log_probs, reward, history = trained(build, 300, speed, reward_speed)
+        log_probs, reward, history = trained(build, 200, speed, reward_speed)
         return divergences.exact_kl(TARGET, log_probs), reward_error(reward), history
 
     speeds = jnp.array([0.1, 0.1, 0.05])

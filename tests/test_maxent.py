@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax import worlds
+from rlhf_jax import losses, worlds
 
 STATES, ACTIONS = 5, 3
 
@@ -52,11 +52,11 @@ def test_a_trajectory_is_as_likely_as_e_to_its_return():
 
 def test_without_a_horizon_it_is_the_limit_of_long_ones_and_of_reason():
     mdp = random_process(jax.random.key(0))
-    forever = worlds.soft_value_iteration(mdp)
-    long = worlds.soft_value_iteration(mdp, horizon=200)
+    solve = jax.jit(worlds.soft_value_iteration, static_argnames="horizon")
+    forever, rational = (solve(mdp, temperature=jnp.float32(t)) for t in (1.0, 1e-3))
+    long = solve(mdp, horizon=200)
     np.testing.assert_allclose(forever.values, long.values[0], rtol=1e-5)
     np.testing.assert_allclose(forever.log_policy, long.log_policy[0], atol=1e-5)
-    rational = worlds.soft_value_iteration(mdp, temperature=1e-3)
     exact = worlds.value_iteration(mdp)
     np.testing.assert_allclose(rational.values, exact.values, atol=0.01 * np.log(ACTIONS) + 1e-3)
     np.testing.assert_array_equal(rational.log_policy.argmax(axis=1), exact.policy)
@@ -169,3 +169,114 @@ def test_a_reward_is_found_up_to_shaping():
     # And a shaped reward asks for the same.
     again = worlds.soft_value_iteration(worlds.shaped(mdp, jnp.arange(5.0)))
     np.testing.assert_allclose(again.log_policy, expert.log_policy, atol=1e-4)
+
+
+def test_demonstrations_and_preferences_beat_either_alone_where_each_is_blind():
+    """science.md: at equal label count, on the fitted reward's gold, relative to the best prize.
+
+    The demonstrators know the lock, and take the prize behind it by a habit that has nothing to do
+    with what it is worth; those who compare know what it is worth, and compare what the current
+    policy does, which alone never opens the lock. Where the demonstrators have no such habit,
+    their demonstrations alone are as good: the control.
+    """
+    depth, actions, labels, rounds, steps, seeds = 4, 3, 32, 4, 80, 24
+    states, horizon = depth + 2, depth + 1
+    shape, size = (states, actions), states * actions
+    phi, start, row = jnp.eye(size).reshape(*shape, size), jnp.eye(states)[0], jnp.arange(labels)
+
+    def study(key, habit):
+        lock, worth, wish, people, voters = jax.random.split(key, 5)
+        combination = jax.random.randint(lock, [depth], 0, actions)
+        prizes, wishes = (8 + 2 * jax.random.normal(k, [actions]) for k in (worth, wish))
+        mdp = worlds.combination_lock(combination, prizes)
+        believed = worlds.combination_lock(combination, jnp.where(habit, wishes, prizes))
+        expert = jnp.exp(worlds.soft_value_iteration(believed, horizon=horizon).log_policy)
+        many = {"trajectories": labels, "length": horizon}
+        shown = worlds.visits(worlds.rollouts(people, mdp, expert, start, **many), shape)
+
+        def learn(demonstrated, compared):
+            """From so many demonstrations, and comparisons in four rounds; the value reached."""
+            shares = jnp.where(row < demonstrated, 1 / jnp.maximum(demonstrated, 1), 0)
+
+            def round_(votes, number):
+                better, worse, said = votes
+
+                def preferences(rewards):
+                    returns = (jnp.tensordot(side, rewards, 2) for side in (better, worse))
+                    return jnp.sum(said * losses.bradley_terry(*returns))
+
+                fit = worlds.maxent_irl(
+                    mdp.transitions,
+                    phi,
+                    jnp.tensordot(shares, shown, 1),
+                    start,
+                    optax.adam(optax.cosine_decay_schedule(0.2, steps)),
+                    horizon=horizon,
+                    steps=steps,
+                    l2=0.1,
+                    demonstration_weight=0.25 * demonstrated,
+                    further=preferences,
+                )
+                policy, (act, vote) = (
+                    jnp.exp(fit.solution.log_policy),
+                    jax.random.split(jax.random.fold_in(voters, number)),
+                )
+                two = many | {"trajectories": 2 * labels}
+                sides = worlds.visits(worlds.rollouts(act, mdp, policy, start, **two), shape)
+                sides = sides.reshape(2, labels, *shape)
+                first, second = jnp.tensordot(sides, mdp.rewards, 2)
+                wins = jax.random.uniform(vote, [labels]) < jax.nn.sigmoid(first - second)
+                asked = (row * rounds // jnp.maximum(compared, 1) == number) & (row < compared)
+                sides = jnp.where(wins[:, None, None], sides, sides[::-1])
+                better, worse = jnp.where(asked[:, None, None], sides, jnp.stack([better, worse]))
+                learnt = mdp._replace(rewards=fit.rewards)
+                best = worlds.soft_value_iteration(learnt, horizon=horizon, temperature=0.01)
+                occupancy = worlds.occupancy(mdp, jnp.exp(best.log_policy), start)
+                return (better, worse, said | asked), jnp.vdot(occupancy, mdp.rewards)
+
+            nothing = jnp.zeros([labels, *shape])
+            votes = (nothing, nothing, jnp.zeros(labels, bool))
+            return jax.lax.scan(round_, votes, jnp.arange(rounds + 1))[1][-1] / prizes.max()
+
+        half = labels // 2
+        return jax.vmap(learn)(jnp.array([labels, 0, half]), jnp.array([0, labels, half]))
+
+    keys = jax.random.split(jax.random.key(1), seeds)
+    every = jax.vmap(jax.vmap(study, (0, None)), (None, 0))
+    habit, control = jax.jit(every)(keys, jnp.array([True, False]))
+    for alone in (0, 1):
+        gain = habit[:, 2] - habit[:, alone]
+        assert gain.mean() - 1.96 * gain.std() / seeds**0.5 > 0
+    assert jnp.abs(control[:, 2] - control[:, 0]).mean() < 0.03
+    assert control[:, 0].mean() > 0.95 > habit[:, 0].mean()
+
+
+def test_bad_input_is_refused():
+    mdp = random_process(jax.random.key(0))
+    even = jnp.full([STATES, ACTIONS], 1 / ACTIONS)
+    with pytest.raises(ValueError, match=r"discount must be below 1 without a horizon, not 1\.0"):
+        worlds.soft_value_iteration(mdp._replace(discount=1.0))
+    with pytest.raises(ValueError, match="horizon must be at least 1, not 0"):
+        worlds.soft_value_iteration(mdp, horizon=0)
+    with pytest.raises(ValueError, match=r"temperature must be positive, not 0\.0"):
+        worlds.soft_value_iteration(mdp, temperature=0.0)
+    with pytest.raises(ValueError, match=r"start must be probabilities that sum to 1, not to 2"):
+        worlds.occupancy(mdp, even, 2 * START)
+    with pytest.raises(ValueError, match=r"policy must be \[S, A\] or \[H, S, A\], not \[3, 5\]"):
+        worlds.occupancy(mdp, even.T, START)
+    with pytest.raises(ValueError, match="length must be at most the policy's 2 steps, not 3"):
+        two = jnp.stack([even, even])
+        worlds.rollouts(jax.random.key(0), mdp, two, START, trajectories=1, length=3)
+    outside = worlds.Trajectories(np.array([[0, 1], [4, 5]]), np.zeros([2, 2], int))
+    with pytest.raises(ValueError, match=r"states must be from 0 to 4, not 5 \(trajectory 1, step"):
+        worlds.visits(outside, (STATES, ACTIONS))
+    with pytest.raises(ValueError, match="trajectories of 2 steps, but a policy of 1"):
+        worlds.trajectory_log_probs(even[None], outside._replace(states=np.zeros([2, 2], int)))
+    shown = worlds.occupancy(mdp, jnp.stack([even, even]), START)
+    with pytest.raises(ValueError, match=r"discounted steps of one demonstration, 1\.9, not 3\.8"):
+        given = (mdp.rewards, mdp.transitions, 2 * shown, START)
+        worlds.maxent_loss(*given, discount=0.9, horizon=2)
+    with pytest.raises(ValueError, match=r"features must be \[S, F\] or \[S, A, F\], not \[3, 5\]"):
+        worlds.maxent_irl(mdp.transitions, even.T, shown, START, optax.sgd(1.0), horizon=2)
+    with pytest.raises(ValueError, match=r"combination must be of actions 0 to 1, not \[2\]"):
+        worlds.combination_lock(jnp.array([0, 2]), jnp.ones(2))
