@@ -166,10 +166,7 @@ def length_gain(
         place = jnp.searchsorted(edges, of, side="left")
         return jnp.zeros(bins).at[place].add(values)
 
-    new, old = (
-        by_bin(jnp.ones_like(lengths), lengths),
-        by_bin(jnp.ones_like(old_lengths), old_lengths),
-    )
+    new, old = (by_bin(jnp.ones_like(of), of) for of in (lengths, old_lengths))
     means = by_bin(rewards, lengths) / new, by_bin(old_rewards, old_lengths) / old
     both = (new > 0) & (old > 0)
     covered = jnp.sum(jnp.where(both, new, 0))

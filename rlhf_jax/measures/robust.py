@@ -1,8 +1,8 @@
 """How much each rater's answers should count, where some raters are careless or hostile.
 
-Two kinds: weights by how reliable a rater was found to be (``crowds``), which trust the finding, and
-bounds on what any one or few of them can do, which trust nobody. For training, the weights go into
-``Preferences.weight``, and what votes say into ``Preferences.probability``.
+Two kinds: weights by how reliable a rater was found to be (``crowds``), which trust the finding,
+and bounds on what any one or few of them can do, which trust nobody. They serve as an answer's
+weight in a loss, or to make one label, hard or soft, of several answers.
 """
 
 import jax
@@ -162,9 +162,9 @@ def trimmed_mean(ratings: jax.Array, mask: jax.Array | None = None, *, share: fl
     .. math:: \frac{1}{n - 2k} \sum_{j=k+1}^{n-k} r_{(j)}, \qquad
               k = \lfloor \mathrm{share} \cdot n \rfloor
 
-    Fewer than ``k`` hostile raters of ``n``, whatever they say, cannot move it out of the range of
-    what the others said. Of votes 0 and 1 it is a soft label that a minority of ``share`` cannot
-    sway.
+    As long as no more than ``k`` of the ``n`` raters are hostile they cannot, whatever they say,
+    move it out of the range of what the others said. Of votes 0 and 1 it is a soft label, on which
+    a minority of no more than ``k`` leaves no trace.
 
     Args:
         ratings: ``number[N, K]``, items by raters.

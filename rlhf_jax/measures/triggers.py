@@ -43,7 +43,7 @@ def trigger_scan(
     level: float = 0.05,
     chunk: int = 1,
 ) -> TriggerScan:
-    r"""Inserts each candidate into held-out text and finds those that move the reward like no other.
+    r"""Inserts each candidate into held-out text; which of them move the reward like no other.
 
     .. math::
         s_c = \frac1B \sum_b \left[r(x_b \oplus c) - r(x_b)\right], \qquad
