@@ -314,5 +314,6 @@ def _cosine(both: jax.Array, design: jax.Array) -> jax.Array:
     left = _residuals(both, design.astype(jnp.float32))
     squares = jnp.sum(jnp.square(left), axis=0)
     # Rounding alone may be all that is left: then there is nothing to correlate.
-    squares = jnp.where(squares > 1e-10 * jnp.sum(jnp.square(centred), axis=0), squares, 0)
-    return jnp.sum(left[:, 0] * left[:, 1]) / jnp.sqrt(jnp.prod(squares))
+    there = jnp.all(squares > 1e-10 * jnp.sum(jnp.square(centred), axis=0))
+    sizes = jnp.where(there, jnp.sqrt(squares), jnp.nan)
+    return jnp.sum(left[:, 0] * left[:, 1]) / (sizes[0] * sizes[1])

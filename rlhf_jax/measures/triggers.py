@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import scipy.stats
 
 from rlhf_jax import checks
@@ -103,7 +104,7 @@ def trigger_scan(
         raise ValueError(f"chunk must be at least 1, not {chunk}")
     candidates = candidates.reshape(count, -1)
     real = jnp.any(mask, axis=1)
-    if not isinstance(mask, jax.core.Tracer) and not jnp.any(real):
+    if not isinstance(mask, jax.core.Tracer) and not np.any(np.asarray(mask)):
         raise ValueError(f"mask {list(mask.shape)} has no true entry: nothing counts")
     if column is None:
         column = jnp.argmax(last_token(mask), axis=1)

@@ -91,7 +91,7 @@ def plot_reliability(
     """
     if set(errors) != set(curves):
         raise ValueError(f"errors must be of {sorted(curves)}, not of {sorted(errors)}")
-    figure, axis = _figure(1)
+    figure, (axis,) = _figure(1)
     _reliability(axis, {f"{name}, error {errors[name]:.3f}": c for name, c in curves.items()})
     axis.legend(frameon=False, fontsize=8, loc="upper left")
     _save(figure, path)
@@ -130,11 +130,11 @@ def _reliability(axis: Axes, curves: Mapping[str, Reliability]) -> None:
     axis.set(xlabel="predicted preference for the first", ylabel="one rater prefers the first")
 
 
-def _figure(columns: int) -> tuple[Figure, Sequence[Axes] | Axes]:
+def _figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(4.8 * columns, 3.8), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns)
-    for axis in np.atleast_1d(axes):
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
