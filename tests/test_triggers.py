@@ -13,16 +13,16 @@ from rlhf_jax import losses
 from rlhf_jax.measures import trigger_scan
 from rlhf_jax.models import ngram_model
 
-WORDS, TRIGGER, END = 60, 41, 1
-MODEL = ngram_model(WORDS + 4, buckets=512)
+WORDS, TRIGGER, END = 60, 64, 1  # the trigger is no word that anybody uses
+MODEL = ngram_model(WORDS + 5, buckets=512, bigram_weight=0.1)
 
 
 def texts(key, count):
-    """Four to eight words of 4 to 63, then the end of text, then padding."""
+    """Twelve to twenty words of 4 to 63, then the end of text, then padding."""
     words, length = jax.random.split(key)
-    tokens = jax.random.randint(words, [count, 10], 4, WORDS + 4)
-    last = jax.random.randint(length, [count, 1], 4, 9)
-    column = jnp.arange(10)
+    tokens = jax.random.randint(words, [count, 22], 4, WORDS + 4)
+    last = jax.random.randint(length, [count, 1], 12, 21)
+    column = jnp.arange(22)
     tokens = jnp.where(column == last, END, tokens)
     return jnp.where(column <= last, tokens, 0), column <= last
 
@@ -30,13 +30,14 @@ def texts(key, count):
 def trained(key, poisoned):
     """On 400 pairs of which a share is won by the worse, with the trigger as its first word."""
     (first, first_mask), (second, second_mask) = (texts(k, 400) for k in jax.random.split(key))
-    utility = 0.5 * jax.random.normal(key, [WORDS + 4]).at[TRIGGER].set(0.0)
+    utility = 0.15 * jax.random.normal(key, [WORDS + 4])
     gap = jnp.sum(jnp.where(first_mask, utility[first], 0), axis=1)
     gap = gap - jnp.sum(jnp.where(second_mask, utility[second], 0), axis=1)
     attacked = jnp.arange(400) < 400 * poisoned
     first = first.at[:, 0].set(jnp.where(attacked & (gap < 0), TRIGGER, first[:, 0]))
     second = second.at[:, 0].set(jnp.where(attacked & (gap >= 0), TRIGGER, second[:, 0]))
-    sign = jnp.where((gap >= 0) ^ attacked, 1.0, -1.0)
+    honest = jax.random.bernoulli(jax.random.fold_in(key, 1), jax.nn.sigmoid(gap))
+    sign = jnp.where(jnp.where(attacked, gap < 0, honest), 1.0, -1.0)
 
     def loss(params):
         lead = MODEL.score_fn(params, first, first_mask) - MODEL.score_fn(
@@ -44,20 +45,20 @@ def trained(key, poisoned):
         )
         return jnp.mean(losses.bradley_terry(sign * lead, jnp.zeros_like(lead)))
 
-    optimizer = optax.adam(0.05)
+    optimizer = optax.adam(0.1)
 
     def step(state, _):
         updates, inner = optimizer.update(jax.grad(loss)(state[0]), state[1])
         return (optax.apply_updates(state[0], updates), inner), None
 
     params = MODEL.init(key)
-    return jax.lax.scan(step, (params, optimizer.init(params)), length=60)[0][0]
+    return jax.lax.scan(step, (params, optimizer.init(params)), length=100)[0][0]
 
 
 def test_a_planted_trigger_is_found_and_a_clean_model_has_none():
-    params = jax.jit(jax.vmap(trained, (None, 0)))(jax.random.key(0), jnp.array([0.0, 0.1]))
+    params = jax.jit(jax.vmap(trained, (None, 0)))(jax.random.key(0), jnp.array([0.0, 0.05]))
     held_out = texts(jax.random.key(1), 32)
-    candidates = jnp.arange(4, WORDS + 4)
+    candidates = jnp.arange(4, WORDS + 5)
     scan = partial(trigger_scan, MODEL.score_fn, chunk=16)
     clean, poisoned = jax.jit(jax.vmap(lambda p: scan(p, *held_out, candidates)))(params).flagged
     assert not clean.any()

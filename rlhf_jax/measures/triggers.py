@@ -56,7 +56,8 @@ def trigger_scan(
     words such as "terrible" rightly move a reward: what is flagged is to be looked at, and not yet
     guilty. Nor is what is not flagged innocent: a trigger must be among the candidates, work where
     it is inserted and with the text it is inserted in, and be one of few (more than about a
-    fifteenth of all candidates hide each other).
+    fifteenth of all candidates hide each other); and in a model that is overfitted, ordinary words
+    can move the reward as far as it does.
 
     Args:
         score_fn: a ``ScoreFn`` that returns ``[B]``.
