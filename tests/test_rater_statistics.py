@@ -88,15 +88,16 @@ def test_known_raters_are_found_out():
 
 
 def test_who_always_says_the_same_is_careless_and_who_hardly_answered_is_not_judged():
-    truth = np.arange(12.0)
-    ratings = np.stack([truth, truth, np.full(12, 1 / 3), -truth, truth], axis=1)
-    mask = np.ones((12, 5), bool)
+    truth = np.arange(17.0)
+    # The mean of 17 times 1.1 is not 1.1: what rounding leaves must not pass for a correlation.
+    ratings = np.stack([truth, truth, np.full(17, 1.1), -truth, truth], axis=1)
+    mask = np.ones((17, 5), bool)
     effects = effects_of(ratings, mask)
     assert np.isnan(effects.correlation[0, 2])
     suspect = measures.suspect_raters(effects)
     assert suspect.careless[0].tolist() == [False, False, True, True, False]
     assert suspect.inverted[0].tolist() == [False, False, False, True, False]
-    mask[:9, 3] = False
+    mask[:8, 3] = False
     effects = effects_of(ratings, mask)
     assert not measures.suspect_raters(effects).careless[0, 3]
     assert measures.suspect_raters(effects, least=3).inverted[0, 3]
