@@ -44,8 +44,14 @@ def test_length_gain_of_a_longer_and_of_a_better_policy():
     np.testing.assert_allclose(better.same_length_gain, 0.5, rtol=1e-4)
     np.testing.assert_allclose(better.length_share, 0, atol=1e-4)
     assert better.covered == 1
-    # one bin says nothing of length, and where nobody wrote as long there is nothing to compare
-    np.testing.assert_allclose(compiled(old + 0.5, old + 1, old, old, bins=1).length_share, 0)
+    # by hand: 2 better at length 1, 1 better at length 2, of which the new policy writes more
+    new_rewards, new_lengths = jnp.array([3.0, 4, 4, 4]), jnp.array([1, 2, 2, 2])
+    hand = compiled(
+        new_rewards, new_lengths, jnp.array([1.0, 1, 1, 3]), 3 - new_lengths[::-1], bins=2
+    )
+    np.testing.assert_allclose(hand.gain, 2.25)
+    np.testing.assert_allclose(hand.same_length_gain, 1.25)
+    # where nobody wrote as long there is nothing to compare
     apart = compiled(old + 0.5, old + 100, 1.0 * old, old, bins=20)
     assert np.isnan(apart.length_share) and apart.covered == 0
 

@@ -108,6 +108,8 @@ def test_trimmed_mean_by_hand_with_gaps():
     np.testing.assert_allclose(trimmed(ratings, mask, share=0.2), [3, 4, np.nan])
     np.testing.assert_allclose(trimmed(ratings, mask, share=0.4), [3, 4, np.nan])
     np.testing.assert_allclose(trimmed(ratings, mask, share=0.0), [3.8, 4, np.nan], rtol=1e-6)
+    many = np.arange(23.0)[None] ** 3  # 7 / 23 of 23 is a little less than 7 when rounded
+    np.testing.assert_allclose(trimmed(many, share=7 / 23), many[:, 7:16].mean(1), rtol=1e-6)
     with pytest.raises(ValueError, match=r"share must be at least 0 and below 0.5, not 0.5"):
         trimmed_mean(ratings, mask, share=0.5)
     with pytest.raises(ValueError, match=r"must be \[N, K\]"):

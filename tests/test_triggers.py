@@ -57,7 +57,7 @@ def trained(key, poisoned):
 
 def test_a_planted_trigger_is_found_and_a_clean_model_has_none():
     params = jax.jit(jax.vmap(trained, (None, 0)))(jax.random.key(0), jnp.array([0.0, 0.05]))
-    held_out = texts(jax.random.key(1), 32)
+    held_out = jax.jit(texts, static_argnums=1)(jax.random.key(1), 32)
     candidates = jnp.arange(4, WORDS + 5)
     scan = partial(trigger_scan, MODEL.score_fn, chunk=16)
     clean, poisoned = jax.jit(jax.vmap(lambda p: scan(p, *held_out, candidates)))(params).flagged

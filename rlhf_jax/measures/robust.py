@@ -241,6 +241,6 @@ def _ranked(
     # What is masked goes past the end.
     ranked = jnp.sort(jnp.where(mask, jnp.asarray(ratings, jnp.float32), jnp.inf), axis=1)
     count = jnp.sum(mask, axis=1)
-    # A little more, since 0.2 of 5 is less than 1 when rounded.
+    # A little more, since 7 / 23 of 23 is less than 7 when rounded.
     dropped = jnp.floor(share * count + 1e-4).astype(jnp.int32)
     return ranked, count, dropped
