@@ -40,10 +40,10 @@ def distribution(params):
 
 
 def sample_fn(params, prompts, keys):
-    """One uniform a row: whole answers are drawn at once."""
+    """Whole answers are drawn at once, by the keys' own bits: quick to compile."""
     first, second = (jax.nn.log_softmax(params[name]) for name in ("first", "second"))
     ends = jnp.cumsum(jnp.exp(distribution(params)))
-    drawn = jax.vmap(jax.random.uniform)(keys)
+    drawn = jax.random.key_data(keys)[:, 1] / 2.0**32
     sampled = answers(jnp.sum(ends[:-1] <= drawn[:, None], axis=1))
     _, x, y = sampled.tokens.T
     return sampled.replace(log_probs=jnp.stack([0.0 * first[x], first[x], second[x, y]], axis=1))
@@ -121,37 +121,22 @@ def test_the_game_recovers_the_demonstrators_and_only_with_the_reward_s_move():
     assert history["skipped"].max() == 0
 
 
-def test_guided_cost_learning_recovers_the_reward():
-    log_probs, reward, history = jax.jit(
-        lambda: trained(algorithms.guided_cost_learning, steps=150)
-    )()
-    assert divergences.exact_kl(TARGET, log_probs) < 0.02
-    assert reward_error(reward) < 0.2
-    effective = history["effective_samples"]
-    assert effective[-20:].mean() > 0.95 > effective.min() > 0
-
-
-def test_weighted_samples_give_the_gradient_of_the_likelihood():
-    """E_demo less the expectation of what the reward asks for, whoever drew the samples."""
+def test_guided_cost_learning_finds_the_reward_whoever_drew_the_samples():
+    """The weights do it alone: this policy stays what it is."""
 
     def idle(*given, **settings):
-        """In place of a policy's algorithm: it stays what it is, and is quick to compile."""
         return rloo(*given, **settings)._replace(
             step=lambda state, prompts: (state, {"grad_norm": jnp.float32(0), "skipped": 0})
         )
 
-    policy, beta, rows = some_policy(1), 2.0, 20_000
-    many = Prompts(np.zeros([rows, 1], np.int32), np.ones([rows, 1], bool))
-    algorithm = algorithms.guided_cost_learning(
-        logits_fn, sample_fn, reward_fn, optax.sgd(0.0), optax.sgd(beta), beta=beta, policy=idle
-    )
-    state = algorithm.init(PolicyAndReward(policy, TRUTH), jax.random.key(0), REFERENCE)
-    after, metrics = jax.jit(algorithm.step)(state, (answers(PEOPLE), many))
-    asked = np.exp(worlds.tilt(distribution(REFERENCE), TRUTH.ravel() / beta))
-    shown = np.bincount(PEOPLE, minlength=WORDS**2) / len(PEOPLE)
-    np.testing.assert_allclose((after.params.reward - TRUTH).ravel(), shown - asked, atol=0.01)
-    assert np.abs(asked - np.exp(distribution(policy))).max() > 0.05, "too easy a case"
-    np.testing.assert_allclose(metrics["demonstration_reward"], shown @ TRUTH.ravel(), rtol=1e-4)
+    beta = 2.0
+    build = partial(algorithms.guided_cost_learning, policy=idle, beta=beta)
+    log_probs, reward, history = jax.jit(lambda: trained(build, reward_speed=0.4))()
+    np.testing.assert_allclose(log_probs, distribution(REFERENCE), rtol=1e-6)
+    asked = worlds.tilt(log_probs, reward.ravel(), beta=beta)
+    assert divergences.exact_kl(TARGET, asked) < 0.02
+    assert reward_error(reward / beta) < 0.2
+    assert history["effective_samples"][0] > 0.999 > 0.6 > history["effective_samples"][-20:].mean()
 
 
 def case(axis_name=None):
@@ -222,10 +207,13 @@ def test_what_is_not_finite_on_either_side_moves_neither():
     never = jax.tree.map(lambda table: table.at[..., shown].set(-1e9), REFERENCE)
     silent = {"first": REFERENCE["first"], "second": never["second"]}
     unscored = good.params.reward.at[:, shown].set(jnp.nan)
+    no_number = jax.tree.map(lambda x: x * jnp.nan, good.extra)  # the policy's KL coefficient
     for broken in (
         good.replace(params=PolicyAndReward(silent, unscored)),  # seen in demonstrations alone
         good.replace(params=PolicyAndReward(REFERENCE, unscored)),
-        good.replace(extra=jnp.float32(jnp.nan)),  # the policy's KL coefficient
+        good.replace(
+            extra=jax.tree.map(lambda x: x * jnp.nan, good.extra)
+        ),  # the policy's KL coefficient
     ):
         after, metrics = step(broken, batch())
         assert (metrics["skipped"], after.skipped, after.step) == (1, 1, 1)

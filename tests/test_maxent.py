@@ -99,21 +99,25 @@ def test_the_gradient_is_a_difference_of_occupancies_and_that_of_the_likelihood(
 
 def test_sampled_trajectories_visit_what_the_occupancy_says():
     mdp = random_process(jax.random.key(3))
-    policy = jnp.exp(worlds.soft_value_iteration(mdp, horizon=6).log_policy)
-    done = worlds.rollouts(jax.random.key(0), mdp, policy, START, trajectories=20_000, length=6)
-    seen = worlds.visits(done, (STATES, ACTIONS), discount=0.9)
-    expected = worlds.occupancy(mdp, policy, START)
+
+    @jax.jit
+    def study():
+        policy = jnp.exp(worlds.soft_value_iteration(mdp, horizon=6).log_policy)
+        done = worlds.rollouts(jax.random.key(0), mdp, policy, START, trajectories=20_000, length=6)
+        seen = worlds.visits(done, (STATES, ACTIONS), discount=0.9).mean(axis=0)
+        always = jnp.broadcast_to(policy[0], [200, STATES, ACTIONS])
+        policies = (policy, policy[0], always)
+        return seen, *(worlds.occupancy(mdp, policy, START) for policy in policies)
+
+    seen, expected, forever, long = study()
     np.testing.assert_allclose(expected.sum(), (1 - 0.9**6) / 0.1, rtol=1e-5)
-    np.testing.assert_allclose(seen.mean(axis=0), expected, atol=0.02)
-    still = policy[0]
-    forever = worlds.occupancy(mdp, still, START)
-    long = worlds.occupancy(mdp, jnp.broadcast_to(still, [200, *still.shape]), START)
+    np.testing.assert_allclose(seen, expected, atol=0.02)
     np.testing.assert_allclose(forever, long, rtol=1e-4)
 
 
 def test_the_policy_found_is_worth_what_the_expert_s_is():
     """science.md: at least .95 of the expert's gold, here above what chance earns."""
-    horizon, features = 8, 4
+    horizon, features = 6, 4
 
     @jax.jit
     @jax.vmap
@@ -135,7 +139,7 @@ def test_the_policy_found_is_worth_what_the_expert_s_is():
         )
         return (ours - chance) / (theirs - chance), fit.gap
 
-    share, gap = study(jax.random.split(jax.random.key(0), 16))
+    share, gap = study(jax.random.split(jax.random.key(0), 12))
     assert share.min() >= 0.9
     assert share.mean() >= 0.95
     assert gap.max() < 0.05
@@ -179,7 +183,7 @@ def test_demonstrations_and_preferences_beat_either_alone_where_each_is_blind():
     policy does, which alone never opens the lock. Where the demonstrators have no such habit,
     their demonstrations alone are as good: the control.
     """
-    depth, actions, labels, rounds, steps, seeds = 4, 3, 32, 4, 80, 24
+    depth, actions, labels, rounds, steps, seeds = 4, 3, 32, 2, 80, 24
     states, horizon = depth + 2, depth + 1
     shape, size = (states, actions), states * actions
     phi, start, row = jnp.eye(size).reshape(*shape, size), jnp.eye(states)[0], jnp.arange(labels)
@@ -195,7 +199,7 @@ def test_demonstrations_and_preferences_beat_either_alone_where_each_is_blind():
         shown = worlds.visits(worlds.rollouts(people, mdp, expert, start, **many), shape)
 
         def learn(demonstrated, compared):
-            """From so many demonstrations, and comparisons in four rounds; the value reached."""
+            """From so many demonstrations, and comparisons in two rounds; the value reached."""
             shares = jnp.where(row < demonstrated, 1 / jnp.maximum(demonstrated, 1), 0)
 
             def round_(votes, number):

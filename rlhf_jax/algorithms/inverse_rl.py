@@ -243,10 +243,10 @@ def inverse_rl(
         ``PolicyAndReward``, the reference by default a copy of the policy. The batch is a
         ``Demonstrated`` or a plain ``(demonstrations, prompts)``. Metrics are the policy's
         (``reward``, ``kl``, ``loss``, ...) and, of the reward's fit, ``reward_loss``,
-        ``reward_grad_norm``, ``demonstration_reward``, ``sample_reward`` (whose difference ends at
-        0, but for the regulariser), with importance weights ``effective_samples`` (what share of
-        the samples they leave) and, with preferences, ``preference_loss`` and the metrics of
-        ``reward_model``. If anything of either is not finite, neither is updated.
+        ``reward_grad_norm``, ``demonstration_reward`` and ``sample_reward`` (whose difference ends
+        near 0), with importance weights ``effective_samples`` (what share of the samples they
+        leave) and, with preferences, ``preference_loss`` and the metrics of ``reward_model``. If
+        anything of either is not finite, neither is updated.
 
     Raises:
         ValueError: if a setting is impossible, or ``init`` is not given both parameters.
@@ -318,14 +318,14 @@ def inverse_rl(
             for (name, rows), ratios in zip(sides.items(), log_ratios, strict=True):
                 seen = name == "demonstration"
                 valid = jnp.any(rows.response_mask, axis=-1)
-                rewards = _rewards(reward_fn, params, rows)
+                # What padding is worth must be gone before any exponential.
+                rewards = jnp.where(valid, _rewards(reward_fn, params, rows), 0)
                 losses = loss(rewards / beta, ratios, jnp.full(valid.shape, seen))
                 weights = valid.astype(jnp.float32)
                 if importance_weighted and not seen:
                     weights = _importance(rewards / beta - ratios, valid, axis_name)
                     further["effective_samples"] = _effective(weights, valid, axis_name)
-                total = jnp.sum(jnp.where(valid, weights * losses, 0))
-                terms[name] = Term(1.0, Mean(total, jnp.sum(weights)))
+                terms[name] = Term(1.0, Mean(jnp.sum(weights * losses), jnp.sum(weights)))
                 further[f"{name}_reward"] = rows_mean(rewards, valid)
             if batch.preferences is not None:
                 rows, valid = lined_up(batch.preferences)
