@@ -231,16 +231,16 @@ def test_rated_answers_to_one_prompt_become_a_ranking(quiet):
 def test_rankings_that_are_none_are_counted():
     short, ties = rated(1, prompt="x"), rated(2, 2, prompt="y")
     same = [row | {"completion": "b"} for row in rated(1, 2, prompt="z")]
-    rows = [*short, *rated(1, 2), *ties, *same]
-    with pytest.warns(UserWarning, match="of 7 rows: incomplete 1, tied 1, indistinct 1"):
+    rows = [*short, *rated(1, 2), *ties, *same, *rated(1, 2, 3, prompt="w")]
+    with pytest.warns(UserWarning, match="of 10 rows: incomplete 2, tied 1, indistinct 1"):
         batch, index, report = tokenise_ranked(rows, encode, max_length=8)
     assert index.tolist() == [[1, 2]]
-    assert (report.rows, report.incomplete, report.tied, report.indistinct) == (7, 1, 1, 1)
-    with pytest.warns(UserWarning, match="incomplete 1, indistinct 1"):
+    assert (report.rows, report.incomplete, report.tied, report.indistinct) == (10, 2, 1, 1)
+    with pytest.warns(UserWarning, match="incomplete 2, indistinct 1"):
         batch = tokenise_ranked(rows, encode, max_length=8, ties="ignore").batch
     assert batch.rankings.tolist() == [[1, 0], [0, 1]]
-    with pytest.raises(ValueError, match=r"no row is left of 7 \(incomplete 4\)"):
-        tokenise_ranked(rows, encode, max_length=8, answers=3)
+    with pytest.raises(ValueError, match=r"no row is left of 10 \(incomplete 5\)"):
+        tokenise_ranked(rows, encode, max_length=8, answers=4)
     with pytest.raises(ValueError, match="answers must be at least 2, not 1"):
         tokenise_ranked(rows, encode, max_length=8, answers=1)
 
