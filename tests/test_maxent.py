@@ -13,10 +13,12 @@ from rlhf_jax import losses, worlds
 STATES, ACTIONS = 5, 3
 
 
-def random_process(key, discount=0.9):
-    moves, earns = jax.random.split(key)
-    transitions = jax.random.dirichlet(moves, jnp.full(STATES, 0.3), (STATES, ACTIONS))
-    return worlds.MDP(transitions, jax.random.normal(earns, [STATES, ACTIONS]), discount)
+def random_process(seed, discount=0.9, worlds_in_all=()):
+    """Made by NumPy: jax's sampler of the simplex takes seconds to compile."""
+    rng = np.random.default_rng(seed)
+    transitions = rng.dirichlet(np.full(STATES, 0.3), (*worlds_in_all, STATES, ACTIONS))
+    rewards = rng.normal(size=[*worlds_in_all, STATES, ACTIONS])
+    return worlds.MDP(jnp.float32(transitions), jnp.float32(rewards), discount)
 
 
 START = jnp.full(STATES, 1 / STATES)
@@ -51,7 +53,7 @@ def test_a_trajectory_is_as_likely_as_e_to_its_return():
 
 
 def test_without_a_horizon_it_is_the_limit_of_long_ones_and_of_reason():
-    mdp = random_process(jax.random.key(0))
+    mdp = random_process(0)
     solve = jax.jit(worlds.soft_value_iteration, static_argnames="horizon")
     forever, rational = (solve(mdp, temperature=jnp.float32(t)) for t in (1.0, 1e-3))
     long = solve(mdp, horizon=200)
@@ -65,7 +67,7 @@ def test_without_a_horizon_it_is_the_limit_of_long_ones_and_of_reason():
 @pytest.mark.parametrize("horizon", [4, None])
 def test_the_gradient_is_a_difference_of_occupancies_and_that_of_the_likelihood(horizon):
     """With demonstrators of another temperature, whose occupancy is exact."""
-    mdp = random_process(jax.random.key(1))
+    mdp = random_process(1)
     settings = {"discount": 0.9, "horizon": horizon}
     people = worlds.soft_value_iteration(mdp, temperature=0.5, horizon=horizon)
     demonstrations = worlds.occupancy(mdp, jnp.exp(people.log_policy), START)
@@ -98,7 +100,7 @@ def test_the_gradient_is_a_difference_of_occupancies_and_that_of_the_likelihood(
 
 
 def test_sampled_trajectories_visit_what_the_occupancy_says():
-    mdp = random_process(jax.random.key(3))
+    mdp = random_process(3)
 
     @jax.jit
     def study():
@@ -121,11 +123,8 @@ def test_the_policy_found_is_worth_what_the_expert_s_is():
 
     @jax.jit
     @jax.vmap
-    def study(key):
-        world, looks, wants, people = jax.random.split(key, 4)
-        mdp = random_process(world, 1.0)
-        phi = jax.random.normal(looks, [STATES, ACTIONS, features])
-        mdp = mdp._replace(rewards=phi @ jax.random.normal(wants, [features]))
+    def study(transitions, phi, wants, people):
+        mdp = worlds.MDP(transitions, phi @ wants)
         expert = jnp.exp(worlds.soft_value_iteration(mdp, horizon=horizon).log_policy)
         done = worlds.rollouts(people, mdp, expert, START, trajectories=100, length=horizon)
         shown = worlds.visits(done, (STATES, ACTIONS)).mean(axis=0)
@@ -139,7 +138,11 @@ def test_the_policy_found_is_worth_what_the_expert_s_is():
         )
         return (ours - chance) / (theirs - chance), fit.gap
 
-    share, gap = study(jax.random.split(jax.random.key(0), 12))
+    many, rng = (12,), np.random.default_rng(0)
+    phi = rng.normal(size=[*many, STATES, ACTIONS, features]).astype(np.float32)
+    wants = rng.normal(size=[*many, features]).astype(np.float32)
+    transitions = random_process(0, worlds_in_all=many).transitions
+    share, gap = study(transitions, phi, wants, jax.random.split(jax.random.key(0), *many))
     assert share.min() >= 0.9
     assert share.mean() >= 0.95
     assert gap.max() < 0.05
@@ -147,7 +150,7 @@ def test_the_policy_found_is_worth_what_the_expert_s_is():
 
 def test_a_reward_is_found_up_to_shaping():
     """From all that the demonstrators do, of features that can be any reward."""
-    mdp = random_process(jax.random.key(4))
+    mdp = random_process(4)
     expert = worlds.soft_value_iteration(mdp)
     shown = worlds.occupancy(mdp, jnp.exp(expert.log_policy), START)
     size = STATES * ACTIONS
@@ -188,12 +191,10 @@ def test_demonstrations_and_preferences_beat_either_alone_where_each_is_blind():
     shape, size = (states, actions), states * actions
     phi, start, row = jnp.eye(size).reshape(*shape, size), jnp.eye(states)[0], jnp.arange(labels)
 
-    def study(key, habit):
-        lock, worth, wish, people, voters = jax.random.split(key, 5)
-        combination = jax.random.randint(lock, [depth], 0, actions)
-        prizes, wishes = (8 + 2 * jax.random.normal(k, [actions]) for k in (worth, wish))
+    def study(key, combination, prizes, wishes):
+        people, voters = jax.random.split(key)
         mdp = worlds.combination_lock(combination, prizes)
-        believed = worlds.combination_lock(combination, jnp.where(habit, wishes, prizes))
+        believed = worlds.combination_lock(combination, wishes)
         expert = jnp.exp(worlds.soft_value_iteration(believed, horizon=horizon).log_policy)
         many = {"trajectories": labels, "length": horizon}
         shown = worlds.visits(worlds.rollouts(people, mdp, expert, start, **many), shape)
@@ -245,9 +246,11 @@ def test_demonstrations_and_preferences_beat_either_alone_where_each_is_blind():
         half = labels // 2
         return jax.vmap(learn)(jnp.array([labels, 0, half]), jnp.array([0, labels, half]))
 
-    keys = jax.random.split(jax.random.key(1), seeds)
-    every = jax.vmap(jax.vmap(study, (0, None)), (None, 0))
-    habit, control = jax.jit(every)(keys, jnp.array([True, False]))
+    rng, keys = np.random.default_rng(1), jax.random.split(jax.random.key(1), seeds)
+    combinations = rng.integers(0, actions, [seeds, depth])
+    prizes, habits = np.float32(8 + 2 * rng.normal(size=[2, seeds, actions]))
+    every = jax.vmap(jax.vmap(study), (None, None, None, 0))
+    habit, control = jax.jit(every)(keys, combinations, prizes, np.stack([habits, prizes]))
     for alone in (0, 1):
         gain = habit[:, 2] - habit[:, alone]
         assert gain.mean() - 1.96 * gain.std() / seeds**0.5 > 0
@@ -256,7 +259,7 @@ def test_demonstrations_and_preferences_beat_either_alone_where_each_is_blind():
 
 
 def test_bad_input_is_refused():
-    mdp = random_process(jax.random.key(0))
+    mdp = random_process(0)
     even = jnp.full([STATES, ACTIONS], 1 / ACTIONS)
     with pytest.raises(ValueError, match=r"discount must be below 1 without a horizon, not 1\.0"):
         worlds.soft_value_iteration(mdp._replace(discount=1.0))
