@@ -32,15 +32,15 @@ MEASURES = {  # the first five are agreement
     "ties": "ties in one rater's answers",
     "polarised": "polarised sentences",
 }
-# The column of rater_effects, and what is said of it.
+# Of rater_effects and suspect_raters: the field, what is said of it, and in which words.
 PEOPLE = {
-    "bias_sd": (0, jnp.std),
-    "slope_mean": (2, jnp.mean),
-    "slope_sd": (2, jnp.std),
-    "correlation_median": (3, jnp.median),
-    "noise_median": (4, jnp.median),
-    "careless": (5, jnp.mean),
-    "inverted": (6, jnp.mean),
+    "bias_sd": ("bias", jnp.std, "bias, standard deviation"),
+    "slope_mean": ("slope", jnp.mean, "slope, mean"),
+    "slope_sd": ("slope", jnp.std, "slope, standard deviation"),
+    "correlation_median": ("correlation", jnp.median, "correlation, median"),
+    "noise_median": ("noise", jnp.median, "noise, median"),
+    "careless": ("careless", jnp.mean, "careless"),
+    "inverted": ("inverted", jnp.mean, "inverted"),
 }
 PAGE = """# What real raters are like
 
@@ -59,12 +59,17 @@ agree on less than half: the means are equal because they differ).
 
 ## Raters of movies, each within a batch of 30 sentences
 
-That a column is one person there is inferred and not documented. Careless: a correlation with the
-others' mean below 0.2; inverted: below 0. Intervals are over raters.
+{raters:,} columns of batches. That a column is one person there is inferred and not documented.
+Bias: rating less the others' mean of the same sentences, in points; slope: of the rating on that
+mean; noise: what it leaves unexplained. These are of 30 ratings each, and their spread is in part
+the error of estimates from so few. Careless: a correlation with the others' mean below 0.2;
+inverted: below 0. Intervals are over raters.
 
 {people}
 
 ![Raters](plots/raters.png)
+
+The few who are beyond an axis are in its last bars.
 """
 
 
@@ -109,7 +114,7 @@ def agreement(ratings: rj.data.Ratings, config: Config, key: jax.Array):
     return named(MEASURES, found), np.asarray(by_gap.two_raters)
 
 
-def ceiling(ratings: rj.data.Ratings, config: Config) -> list[float]:
+def ceiling(ratings: rj.data.Ratings, config: Config, key: jax.Array) -> Interval:
     """How often the mean of 1 to PANEL raters orders a pair as the mean of PANEL others does."""
     rng = np.random.default_rng(config.seed)
     lottery = np.where(ratings.rating_mask, rng.random(ratings.ratings.shape), 2)
@@ -121,18 +126,28 @@ def ceiling(ratings: rj.data.Ratings, config: Config) -> list[float]:
         return np.stack([totals - np.roll(totals, 1 + n) for n in range(config.neighbours)])
 
     many = gaps(values[:, PANEL:])
-    same = [np.sign(gaps(values[:, :count]) * many) for count in range(1, PANEL + 1)]
-    return [float((x > 0).sum() / (x != 0).sum()) for x in same]
+    same = np.array([gaps(values[:, :count]) * many for count in range(1, PANEL + 1)])
+    agree, decided = (jnp.array(x, jnp.float32) for x in (same > 0, same != 0))
+
+    def statistics(rows: jax.Array) -> jax.Array:
+        """Of sentences drawn with replacement; a pair counts as often as both were drawn."""
+        times = jnp.bincount(rows, length=len(ratings)).astype(jnp.float32)
+        pairs = jnp.stack([times * jnp.roll(times, 1 + n) for n in range(config.neighbours)])
+        return jnp.tensordot(agree, pairs, 2) / jnp.tensordot(decided, pairs, 2)
+
+    rows = jnp.arange(len(ratings))
+    return rj.measures.bootstrap(rows, key=key, statistic=statistics, resamples=config.resamples)
 
 
 def movie_raters(movies: rj.data.Ratings, config: Config, key: jax.Array):
     """What the raters of movies are like, each within his batch."""
     effects = rj.measures.rater_effects(movies.ratings, movies.rating_mask, movies.batch)
     suspect = rj.measures.suspect_raters(effects)
-    table = jnp.stack([x[effects.count > 0] for x in (*effects[:-1], *suspect)], axis=1)
+    measured, there = effects._asdict() | suspect._asdict(), effects.count > 0
+    table = jnp.stack([measured[field][there] for field, *_ in PEOPLE.values()], axis=1)
 
     def statistics(rows: jax.Array) -> jax.Array:
-        return jnp.stack([statistic(rows[:, column]) for column, statistic in PEOPLE.values()])
+        return jnp.stack([says(x) for x, (_, says, _) in zip(rows.T, PEOPLE.values(), strict=True)])
 
     found = rj.measures.bootstrap(table, key=key, statistic=statistics, resamples=config.resamples)
     return named(PEOPLE, found), effects, suspect
@@ -153,14 +168,15 @@ def main(config: Config) -> None:
         part = ratings.only(domain)
         console.print(f"[dim]{domain}[/]")
         domains[domain], by_gap[domain] = agreement(part, config, jax.random.fold_in(key, n))
-        ceilings[domain] = ceiling(part, config)
+        ceilings[domain] = ceiling(part, config, jax.random.fold_in(key, len(NAMES) + n))
         counts[domain] = f"{len(part):,} by {min(raters := part.rating_mask.sum(1))}-{max(raters)}"
     people, *effects = movie_raters(ratings.only("movies"), config, jax.random.fold_in(key, 9))
 
     shares = {d: {MEASURES[m]: x for m, x in list(domains[d].items())[:5]} for d in NAMES}
     drawn = [{NAMES[d]: x for d, x in y.items()} for y in (shares, by_gap, ceilings)]
-    rj.report.plot_agreement(*drawn, run.folder / "plots/agreement.png", gaps=GAPS)
-    rj.report.plot_rater_effects(*effects, run.folder / "plots/raters.png")
+    for form in ("png", "pdf"):
+        rj.report.plot_agreement(*drawn, run.folder / f"plots/agreement.{form}", gaps=GAPS)
+        rj.report.plot_rater_effects(*effects, run.folder / f"plots/raters.{form}")
 
     def shown(found: Interval) -> str:
         return "{:.3f} [{:.3f}, {:.3f}]".format(*found)
@@ -168,19 +184,21 @@ def main(config: Config) -> None:
     header = ["measure", *NAMES.values()]
     body = [["sentences by raters", *counts.values()]]
     body += [[label, *(shown(d[m]) for d in domains.values())] for m, label in MEASURES.items()]
-    body.append([f"{PANEL} raters, {PANEL} others", *(f"{x[-1]:.3f}" for x in ceilings.values())])
+    last = (shown(Interval(*(float(x[-1]) for x in c))) for c in ceilings.values())
+    body.append([f"mean of {PANEL}, mean of {PANEL} others", *last])
     result = {
         "domains": {name: {m: x._asdict() for m, x in d.items()} for name, d in domains.items()},
         "by_gap": {"edges": GAPS, **by_gap},
-        "ceiling_by_raters": ceilings,
+        "ceiling_by_raters": {domain: x._asdict() for domain, x in ceilings.items()},
         "movie_raters": {name: x._asdict() for name, x in people.items()},
         "movie_rater_count": int((effects[0].count > 0).sum()),
         "dropped_items": ratings.dropped,
         "seconds": time.perf_counter() - began,
     }
     run.write_json("result.json", result)
-    people = {name: shown(x) for name, x in people.items()}
+    people = {PEOPLE[name][-1]: shown(x) for name, x in people.items()}
     words = {"sentences": len(ratings), "dropped": ratings.dropped, "panel": PANEL}
+    words["raters"] = result["movie_rater_count"]
     words["agreement"] = rj.report.table(body, header)
     words["people"] = rj.report.table(list(people.items()), ["measure", "value"])
     (run.folder / "report.md").write_text(PAGE.format(**words), encoding="utf-8")

@@ -15,6 +15,7 @@ import numpy as np
 __all__ = [
     "alike",
     "booleans",
+    "finite",
     "flip_rate",
     "floating",
     "integers",
@@ -26,6 +27,7 @@ __all__ = [
     "takes",
     "token_arrays",
     "vectors",
+    "within",
 ]
 
 
@@ -101,8 +103,41 @@ def vectors(**arrays: jax.Array) -> None:
             raise ValueError(f"{name} must be of rank 1, not {list(jnp.shape(array))}")
 
 
+def finite(mask: jax.Array, **arrays: jax.Array) -> None:
+    """All are finite wherever ``mask``, which may broadcast, is true; but not what is traced.
+
+    >>> finite(jnp.array([False, True]), ratings=jnp.array([jnp.nan, jnp.nan]))
+    Traceback (most recent call last):
+    ValueError: ratings must be finite where the mask is true, not nan as in [1]
+    """
+    for name, array in arrays.items():
+        if _traced(array) or _traced(mask):
+            continue
+        wrong = np.asarray(mask) & ~np.isfinite(np.asarray(array))
+        if np.any(wrong):
+            where = tuple(np.argwhere(wrong)[0].tolist())
+            found = f"{np.asarray(array)[where]} as in {list(where)}"
+            raise ValueError(f"{name} must be finite where the mask is true, not {found}")
+
+
+def within(size: int, **indices: jax.Array) -> None:
+    """All are from 0 and below ``size``; what is traced is not looked at.
+
+    >>> within(2, rater=jnp.array([0, 2]))
+    Traceback (most recent call last):
+    ValueError: rater must be from 0 to 1, not 0 to 2
+    """
+    for name, index in indices.items():
+        if _traced(index) or not np.size(index):
+            continue
+        index = np.asarray(index)  # np.min of a JAX array would itself be traced
+        low, high = index.min(), index.max()
+        if low < 0 or high >= size:
+            raise ValueError(f"{name} must be from 0 to {size - 1}, not {low} to {high}")
+
+
 def table(mask: jax.Array, **arrays: jax.Array) -> None:
-    """``mask`` and all others are ``[N, K]``, items by raters, and the mask is boolean.
+    """``mask`` and all others are ``[N, K]``, items by raters; the mask is boolean; all are finite.
 
     >>> table(jnp.array([True]), ratings=jnp.array([1]))
     Traceback (most recent call last):
@@ -112,6 +147,7 @@ def table(mask: jax.Array, **arrays: jax.Array) -> None:
     booleans(mask=mask)
     if jnp.ndim(mask) != 2:
         raise ValueError(f"{' and '.join(arrays)} must be [N, K], not {list(jnp.shape(mask))}")
+    finite(mask, **arrays)
 
 
 def token_arrays(mask: jax.Array, **arrays: jax.Array) -> None:

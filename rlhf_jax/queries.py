@@ -4,8 +4,9 @@ A candidate is a pair to compare, or whatever is to be asked about; a function s
 each, such as the differences of reward within each pair, for every member of an ensemble. All
 choose without replacement, may be compiled and vmapped over keys, and take ``mask``, true on the
 candidates that may be asked; all may by default. Where fewer may be asked than ``size``, the last
-indices are -1, unless the mask can be read: then it is a ``ValueError``. Equals are chosen among at
-random.
+indices are -1, unless the mask can be read: then it is a ``ValueError``. So is NaN in what is known
+of a candidate that may be asked; where that cannot be read, such a candidate comes last or not at
+all. Equals are chosen among at random.
 
 Those that rank (``ensemble_disagreement``, ``bald``, ``near_ties``) look at each candidate alone:
 of several that are alike they choose all. What they choose is not a sample of the candidates, so an
@@ -78,7 +79,7 @@ def stratified(
         ``int32[size]``.
 
     Raises:
-        ValueError: as ``random``, or if ``strata`` is not ``int[N]``.
+        ValueError: as ``random``, or if ``strata`` is not ``int[N]`` or out of range.
 
     >>> chosen = stratified(jax.random.key(0), jnp.array([0, 0, 0, 0, 1, 1]), size=4)
     >>> sorted((chosen > 3).tolist())
@@ -88,6 +89,7 @@ def stratified(
     checks.vectors(strata=strata)
     count = strata.shape[0]
     keys = jax.random.split(key, 3)
+    checks.within(count, strata=strata)
     allowed = _allowed(count, mask)
     # Past the last stratum, where what may not be asked is in nobody's way.
     group = jnp.where(allowed, strata, count)
@@ -124,7 +126,7 @@ def ensemble_disagreement(
         ``int32[size]``, the greatest disagreement first.
 
     Raises:
-        ValueError: as ``random``, or if ``differences`` is not ``float[M, N]``.
+        ValueError: as ``random``, or if ``differences`` is not ``float[M, N]`` or not finite.
 
     Reference: Christiano et al. 2017, section 2.2.4, https://arxiv.org/abs/1706.03741
 
@@ -133,6 +135,7 @@ def ensemble_disagreement(
     [1, 2]
     """
     _members(differences)
+    checks.finite(_allowed(differences.shape[1], mask), differences=differences)
     return _highest(key, jnp.std(differences, axis=0), size, mask)
 
 
@@ -152,7 +155,7 @@ def bald(
     Args:
         key: a key, for ties.
         differences: ``float[M, N]``, reward of the first less that of the second, by member, on the
-            scale of log-odds.
+            scale of log-odds, infinite for one who is certain.
         size: how many to choose.
         mask: ``bool[N]``, true on those that may be asked.
 
@@ -160,7 +163,7 @@ def bald(
         ``int32[size]``, the most informative first.
 
     Raises:
-        ValueError: as ``random``, or if ``differences`` is not ``float[M, N]``.
+        ValueError: as ``random``, or if ``differences`` is not ``float[M, N]`` or has NaN.
 
     Reference: Houlsby et al. 2011, https://arxiv.org/abs/1112.5745
 
@@ -169,10 +172,15 @@ def bald(
     [1, 2]
     """
     _members(differences)
+    _no_nan(mask, differences=differences)
     for_first = jnp.mean(jax.nn.sigmoid(differences), axis=0)
     for_second = jnp.mean(jax.nn.sigmoid(-differences), axis=0)  # exact where 1 - p is not
     total = jax.scipy.special.entr(for_first) + jax.scipy.special.entr(for_second)
-    each = -sum(jax.nn.sigmoid(x) * jax.nn.log_sigmoid(x) for x in (differences, -differences))
+    # Of one who is certain (a judge without probabilities) nothing, and not 0 times infinity.
+    sure = jnp.isinf(differences)
+    signs = (jnp.where(sure, 0.0, x) for x in (differences, -differences))
+    each = -sum(jax.nn.sigmoid(x) * jax.nn.log_sigmoid(x) for x in signs)
+    each = jnp.where(sure, 0.0, each)
     return _highest(key, total - jnp.mean(each, axis=0), size, mask)
 
 
@@ -194,7 +202,7 @@ def near_ties(
         ``int32[size]``, the nearest first.
 
     Raises:
-        ValueError: as ``random``, or if ``differences`` is not ``float[N]``.
+        ValueError: as ``random``, or if ``differences`` is not ``float[N]`` or has NaN.
 
     Reference: Lee et al. 2021 (B-Pref), https://arxiv.org/abs/2111.03026
 
@@ -203,6 +211,7 @@ def near_ties(
     """
     checks.vectors(differences=differences)
     checks.floating(differences=differences)
+    _no_nan(mask, differences=differences)
     return _highest(key, -jnp.abs(differences), size, mask)
 
 
@@ -229,7 +238,7 @@ def on_policy(
         ``int32[size]``, in the order drawn.
 
     Raises:
-        ValueError: as ``random``, or if ``log_weights`` is not ``float[N]``.
+        ValueError: as ``random``, or if ``log_weights`` is not ``float[N]`` or has NaN.
 
     Reference: Kool et al. 2019, https://arxiv.org/abs/1903.06059
 
@@ -238,9 +247,10 @@ def on_policy(
     """
     checks.vectors(log_weights=log_weights)
     checks.floating(log_weights=log_weights)
+    _no_nan(mask, log_weights=log_weights)
     noise_key, key = jax.random.split(key)
     noise = jax.random.gumbel(noise_key, log_weights.shape, log_weights.dtype)
-    return _highest(key, log_weights + noise, size, mask)
+    return _highest(key, log_weights + noise, size, mask, possible=log_weights > -jnp.inf)
 
 
 def k_centre(
@@ -272,7 +282,7 @@ def k_centre(
 
     Raises:
         ValueError: as ``random``, or if ``features`` is not ``float[N, D]`` or ``asked`` not
-            ``float[A, D]``.
+            ``float[A, D]``, or either is not finite.
 
     Reference: Gonzalez 1985, Theoretical Computer Science 38; for active learning Sener & Savarese
     2018, https://arxiv.org/abs/1708.00489
@@ -291,6 +301,9 @@ def k_centre(
             raise ValueError(f"asked must be [A, {width}], not {list(jnp.shape(asked))}")
     allowed = _allowed(count, mask)
     _enough(size, allowed)
+    checks.finite(allowed[:, None], features=features)
+    if asked is not None:
+        checks.finite(np.ones(asked.shape, bool), asked=asked)
     # In random order, so that the first of equals is any of them.
     order = jax.random.permutation(key, count)
     features, allowed = features[order], allowed[order]
@@ -312,14 +325,21 @@ def k_centre(
     return chosen.astype(jnp.int32)
 
 
-def _highest(key: Key, scores: jax.Array, size: int, mask: jax.Array | None) -> jax.Array:
+def _highest(
+    key: Key,
+    scores: jax.Array,
+    size: int,
+    mask: jax.Array | None,
+    possible: jax.Array | bool = True,
+) -> jax.Array:
     """The ``size`` highest scores that may be chosen, equals in random order."""
     allowed = _allowed(scores.shape[0], mask)
     _enough(size, allowed)
-    scores = jnp.where(allowed, scores, -jnp.inf)
+    allowed = allowed & possible
     shuffled = jax.random.permutation(key, scores.shape[0])
-    chosen = shuffled[jnp.argsort(-scores[shuffled], stable=True)[:size]]
-    return jnp.where(scores[chosen] > -jnp.inf, chosen, -1).astype(jnp.int32)
+    # Not by a score of minus infinity: that may be one's own.
+    chosen = shuffled[jnp.lexsort((-scores[shuffled], ~allowed[shuffled]))[:size]]
+    return jnp.where(allowed[chosen], chosen, -1).astype(jnp.int32)
 
 
 def _allowed(count: int, mask: jax.Array | None) -> jax.Array:
@@ -337,6 +357,12 @@ def _enough(size: int, allowed: jax.Array) -> None:
     available = allowed.shape[0] if traced else int(np.sum(np.asarray(allowed)))
     if not 1 <= size <= available:
         raise ValueError(f"size must be from 1 to {available}, as many may be asked, not {size}")
+
+
+def _no_nan(mask: jax.Array | None, **arrays: jax.Array) -> None:
+    for name, array in arrays.items():
+        allowed = _allowed(array.shape[-1], mask)
+        checks.finite(allowed, **{name: jnp.where(jnp.isinf(array), 0, array)})
 
 
 def _members(differences: jax.Array) -> None:

@@ -11,7 +11,7 @@ import pytest
 import toys
 from cases import CASES
 
-from rlhf_jax import algorithms, divergences, implicit_rewards, losses, sequences
+from rlhf_jax import aggregates, algorithms, divergences, implicit_rewards, losses, sequences
 from rlhf_jax.types import ActorCritic, Prompts, Sequences, TrainState
 
 each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -342,11 +342,13 @@ def test_impossible_settings_are_refused():
         build(value_fn=toys.bag_values).init(toys.bigram_params(), jax.random.key(0))
     with pytest.raises(ValueError, match="typed key"):
         algorithm.init(toys.bigram_params(), jax.random.PRNGKey(0))
-    with pytest.raises(ValueError, match="one reward a sequence"):
+    with pytest.raises(ValueError, match=r"rewards \[B\] or \[B, T\], .* not \[8, 32\]"):
         wrong = algorithms.policy_gradient(
-            toys.bigram_logits, toys.sample_fn(), lambda p, s: s.log_probs, optax.sgd(0.1)
+            toys.bigram_logits, toys.sample_fn(), lambda p, s: s.log_probs.T, optax.sgd(0.1)
         )
         wrong.step(wrong.init(toys.bigram_params(), jax.random.key(0)), toys.prompts(8))
+    with pytest.raises(ValueError, match="either reward_fn or shared_fn"):
+        algorithms.policy_gradient(toys.bigram_logits, toys.sample_fn(), None, optax.sgd(0.1))
     with pytest.raises(ValueError, match="token_dropout"):
         algorithms.reward_model(toys.bag_scores, optax.sgd(0.1), token_dropout=1.0)
 
@@ -376,3 +378,32 @@ def test_aggregations_are_one_keyword():
 
     by_length = partial(sequences.constant_length, length=7)
     assert len({loss(sequences.token_mean), loss(sequences.sequence_mean), loss(by_length)}) == 3
+
+
+def test_a_reward_may_be_of_tokens_and_of_several_models():
+    """A reward given out token by token, or as the mean of three, moves the policy as its sum."""
+
+    def of_tokens(params, sequences):
+        mask = sequences.response_mask
+        return jnp.where(mask, params["weights"][sequences.tokens], jnp.nan)
+
+    def of_models(params, sequences):
+        return jnp.array([0.5, 1.0, 1.5])[:, None] * toys.bag_reward(params, sequences)
+
+    found = {}
+    for name, reward_fn, settings in (
+        ("whole", toys.bag_reward, {}),
+        ("tokens", of_tokens, {}),
+        ("models", of_models, {"aggregate": aggregates.mean}),
+    ):
+        algorithm = algorithms.policy_gradient(
+            toys.bigram_logits, toys.sample_fn(), reward_fn, optax.sgd(0.3), **settings
+        )
+        state = algorithm.init(toys.bigram_params(), jax.random.key(0), toys.bag_params())
+        state, metrics = jax.jit(algorithm.step)(state, toys.prompts(8, empty=(2,)))
+        found[name] = state.params["table"], metrics
+    for name in ("tokens", "models"):
+        np.testing.assert_allclose(found[name][0], found["whole"][0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(found[name][1]["reward"], found["whole"][1]["reward"], rtol=1e-5)
+    metrics = found["models"][1]
+    np.testing.assert_allclose(metrics["reward_2"], 3 * metrics["reward_0"], rtol=1e-5)

@@ -1,11 +1,20 @@
-"""Calibration and accuracy against values worked out by hand."""
+"""Calibration, accuracy and order against values worked out by hand."""
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.measures import brier, expected_calibration_error, pair_accuracy, reliability
+from rlhf_jax.measures import (
+    auroc,
+    brier,
+    expected_calibration_error,
+    pair_accuracy,
+    reliability,
+    selective_accuracy,
+)
 
 
 @pytest.mark.parametrize("transform", [lambda f: f, jax.jit])
@@ -47,6 +56,45 @@ def test_empty_bins_are_nan_and_cost_nothing():
     np.testing.assert_allclose(error, 0.05, atol=1e-6)
 
 
+def test_bins_of_equal_mass_by_hand():
+    probabilities = jnp.array([0.6, 0.7, 0.52, 0.51, jnp.nan])
+    outcomes, mask = jnp.array([1.0, 1.0, 0.0, 1.0, 0.0]), jnp.arange(5) < 4
+    binned = jax.jit(partial(reliability, equal_mass=True), static_argnums=2)
+    found = binned(probabilities, outcomes, 2, mask=mask)
+    np.testing.assert_allclose(found.predicted, [0.515, 0.65], atol=1e-6)
+    np.testing.assert_allclose(found.observed, [0.5, 1.0], atol=1e-6)
+    assert found.count.tolist() == [2, 2]
+    error = jax.jit(partial(expected_calibration_error, equal_mass=True), static_argnums=2)
+    found = error(probabilities, outcomes, 2, mask=mask)
+    np.testing.assert_allclose(found, (0.015 + 0.35) / 2, atol=1e-6)
+    # of equal width, all four are in one bin; equal probabilities are never parted
+    assert reliability(probabilities, outcomes, 2, mask=mask).count.tolist() == [0, 4]
+    tied = binned(jnp.array([0.2, 0.2, 0.2, 0.9, 0.0]), outcomes, 4, mask=mask)
+    assert tied.count.tolist() == [0, 3, 0, 1]
+
+
+def test_auroc_is_the_share_of_pairs_in_order():
+    scores = jnp.array([3.0, 1.0, 2.0, 2.0, jnp.inf, -jnp.inf, jnp.nan, 2.0])
+    positive = jnp.array([True, False, True, False, False, False, True, True])
+    mask = jnp.arange(8) != 6
+    ups, downs = [3, 2, 2], [1, 2, np.inf, -np.inf]
+    pairs = [(u > d) + 0.5 * (u == d) for u in ups for d in downs]
+    area = jax.jit(auroc)
+    found = area(scores, positive, mask=mask)
+    np.testing.assert_allclose(found, np.mean(pairs), rtol=1e-6)
+    np.testing.assert_allclose(area(-scores, positive, mask=mask), 1 - found, rtol=1e-6)
+    assert np.isnan(area(scores, positive, mask=mask | True)), "a score that is NaN was hidden"
+    assert np.isnan(area(scores, positive, mask=mask & positive)), "one class only"
+
+
+def test_selective_accuracy_by_hand():
+    correct, doubt = jnp.array([1.0, 0.0, 1.0, 1.0, 0.0]), jnp.array([0.1, 0.5, 0.5, 0.2, 0.9])
+    expected = [1, 1, (2 + 0.5) / 3, 3 / 4, 3 / 5]  # the two of doubt 0.5 in either order
+    curve = jax.jit(selective_accuracy)
+    np.testing.assert_allclose(curve(doubt, correct), expected, rtol=1e-6)
+    np.testing.assert_allclose(curve(jnp.zeros(5), correct), [0.6] * 5, rtol=1e-6)
+
+
 def test_what_is_masked_does_not_count():
     probabilities, outcomes = jnp.array([0.75, jnp.nan, 0.1]), jnp.array([1.0, jnp.nan, 1.0])
     mask = jnp.array([True, False, False])
@@ -65,13 +113,17 @@ def test_true_probabilities_are_calibrated():
 
 
 def test_bad_input():
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="scores_second and preference must have one shape"):
         pair_accuracy(jnp.ones(3), jnp.ones(3), jnp.ones(2))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="outcomes must have one shape"):
         brier(jnp.ones(3), jnp.ones((3, 1)))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"probabilities must be of rank 1, not \[2, 2\]"):
         reliability(jnp.ones((2, 2)), jnp.ones((2, 2)))
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="mask must have one shape"):
         expected_calibration_error(jnp.ones(3), jnp.ones(3), mask=jnp.ones(2, bool))
+    with pytest.raises(ValueError, match="positive must be boolean"):
+        auroc(jnp.ones(3), jnp.ones(3))
+    with pytest.raises(ValueError, match="correct must have one shape"):
+        selective_accuracy(jnp.ones(3), jnp.ones(2))
     with pytest.raises(ValueError, match="bins must be at least 1"):
         expected_calibration_error(jnp.ones(3), jnp.ones(3), 0)

@@ -40,7 +40,8 @@ def em_by_the_definition(labels, rater, classes, iterations):
 
 
 def test_dawid_and_skene_s_anaesthetists():
-    fit = jax.jit(lambda x: measures.dawid_skene(x, classes=4, rater=ANAESTHETIST, iterations=100))
+    rater = jnp.array(ANAESTHETIST)
+    fit = jax.jit(lambda x: measures.dawid_skene(x, classes=4, rater=rater, iterations=100))
     found = fit(LABELS)
     posterior, prior, confusion, likelihood = em_by_the_definition(LABELS, ANAESTHETIST, 4, 100)
     np.testing.assert_allclose(found.posterior, posterior, atol=2e-6)
@@ -83,9 +84,17 @@ def test_items_and_raters_without_labels_do_no_harm():
     np.testing.assert_allclose(found.log_likelihood, plain.log_likelihood, rtol=1e-6)
     np.testing.assert_allclose(found.confusion[5], 0.2, atol=1e-6)
     np.testing.assert_allclose(found.posterior[45], found.prior, atol=1e-3)
-    # Smoothing pulls to the uniform.
-    smooth = measures.dawid_skene(labels, classes=5, iterations=10, smoothing=1e4)
-    np.testing.assert_allclose(smooth.confusion, 0.2, atol=0.01)
+    nothing = fit(labels, ~mask)
+    for array in (nothing.posterior, nothing.prior, nothing.confusion):
+        np.testing.assert_allclose(array, 0.2, atol=1e-6)
+
+
+def test_smoothing_is_a_prior_whose_mode_is_climbed_to():
+    fit = jax.jit(lambda smoothing: measures.dawid_skene(LABELS, classes=4, smoothing=smoothing))
+    rises = np.diff(fit(30.0).log_likelihood)
+    assert (rises > -0.01).all() and rises.sum() > 5  # of the labels alone it falls by 4 at a step
+    # It pulls to the uniform.
+    np.testing.assert_allclose(fit(1e4).confusion, 0.25, atol=0.01)
 
 
 factor = jax.jit(measures.one_factor, static_argnames="iterations")
@@ -156,6 +165,12 @@ def test_one_factor_in_batches_and_with_nobody_in_a_column():
     np.testing.assert_allclose(batched.slope[1], single.slope, atol=1e-3)
     assert np.isnan(single.slope[3]) and np.isfinite(single.truth).all()
     assert (single.slope[:3] > 0).tolist() == [True, True, False]
+    # What does not vary has no slope, and of nobody nothing is known.
+    same = factor(jnp.full([20, 4], 3.0), mask[:20], iterations=500)
+    assert np.isnan(same.slope).all() and not same.reliability[:3].any()
+    np.testing.assert_allclose(same.truth, 3, atol=1e-5)
+    nobody = factor(ratings[:20], np.zeros([20, 4], bool), iterations=500)
+    assert all(np.isnan(x).all() for x in nobody[:-1])
 
 
 def compared(seed, reliability, items=30, answers=12_000):
@@ -183,8 +198,12 @@ def test_crowd_bradley_terry_finds_who_is_reliable():
 def test_crowd_bradley_terry_ends_where_the_likelihood_is_flat():
     _, (first, second, preference, rater) = compared(1, [0.9, 0.6], items=4, answers=60)
     preference[:6] = 0.5  # ties
-    fit = jax.jit(lambda *x: measures.crowd_bradley_terry(*x, items=4, raters=2, iterations=3000))
-    found = fit(first, second, preference, rater)
+    asked, given = (first, second, preference, rater), np.arange(60) < 50
+    first, second, preference, rater = (x[given] for x in asked)
+    fit = jax.jit(lambda *x: measures.crowd_bradley_terry(*x, items=4, raters=3, iterations=3000))
+    # Whatever the unanswered hold; and the third rater never answers.
+    found = fit(*asked[:2], np.where(given, asked[2], np.nan), np.where(given, asked[3], 2), given)
+    np.testing.assert_allclose(found.reliability[2], 2 / 3, rtol=1e-6)
 
     def likelihood(scores, log_odds):
         eta, chance = jax.nn.sigmoid(log_odds), jax.nn.sigmoid(scores[first] - scores[second])
@@ -225,3 +244,9 @@ def test_bad_arguments_are_refused():
         crowd(index, index, index, index, **sizes)
     with pytest.raises(ValueError, match="prior_wins must be positive, not 0"):
         crowd(index, index[::-1], answer, index, prior_wins=0, **sizes)
+    with pytest.raises(ValueError, match=r"preference must be from 0 to 1, not nan as in \[1\]"):
+        crowd(index, index, np.array([1, np.nan]), index, **sizes)
+    with pytest.raises(ValueError, match="mask must be boolean"):
+        crowd(index, index, answer, index, answer, **sizes)
+    with pytest.raises(ValueError, match="ratings must be finite"):
+        measures.one_factor(np.array([[1.0, np.nan]]))

@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 import toys
+from scipy import stats
 
-from rlhf_jax import algorithms, implicit_rewards, losses
+from rlhf_jax import algorithms, distributions, implicit_rewards, losses
 from rlhf_jax.types import Preferences, Ranked, Rated, Sequences
 
 PARAMS, REFERENCE = toys.bigram_params(), toys.bigram_params(1)
@@ -185,3 +186,90 @@ def test_reference_free_methods_see_no_reference():
     batch = toys.preferences(5)
     assert stepped(batch, **settings) == stepped(batch, reference=None, **settings)
     assert isinstance(batch, Preferences)
+
+
+SCORES = toys.bag_params(3)
+
+
+def fitted(batch, score_fn=toys.bag_scores, params=SCORES, **settings):
+    algorithm = algorithms.reward_model(score_fn, optax.sgd(0.1), **settings)
+    _, metrics = jax.jit(algorithm.step)(algorithm.init(params, jax.random.key(0)), batch)
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def leads(batch, kept=slice(None)):
+    chosen, rejected = (
+        toys.bag_scores(SCORES, side.tokens, side.mask) for side in (batch.chosen, batch.rejected)
+    )
+    return np.asarray(chosen - rejected)[kept]
+
+
+def test_soft_labels_margins_and_weights_by_hand():
+    batch, kept = toys.preferences(8, empty=(3,)), np.arange(8) != 3
+    lead, numbers = leads(batch, kept), np.linspace(0, 1, 8).astype(np.float32)
+    share = numbers[kept]
+    metrics = fitted(batch.replace(probability=numbers))
+    expected = share * np.log1p(np.exp(-lead)) + (1 - share) * np.log1p(np.exp(lead))
+    np.testing.assert_allclose(metrics["loss"], expected.mean(), rtol=1e-5)
+    right = np.where(share > 0.5, lead > 0, lead < 0)
+    np.testing.assert_allclose(metrics["accuracy"], right[share != 0.5].mean(), rtol=1e-6)
+    metrics = fitted(batch.replace(margin=numbers))
+    np.testing.assert_allclose(metrics["loss"], np.log1p(np.exp(share - lead)).mean(), rtol=1e-5)
+    metrics = fitted(batch.replace(weight=numbers))
+    expected = np.sum(share * np.log1p(np.exp(-lead))) / share.sum()
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="probability or margin, not both"):
+        fitted(batch.replace(probability=numbers, margin=numbers))
+    with pytest.raises(
+        ValueError, match=r"loss\(chosen, rejected, margin=\), but exponential takes"
+    ):
+        fitted(batch.replace(margin=numbers), loss=losses.exponential)
+
+
+def test_attributes_and_steps_count_where_there_is_a_rating():
+    text = toys.sequences(6, empty=(2,))
+    ratings = np.random.default_rng(0).normal(size=text.tokens.shape).astype(np.float32)
+    mask = np.random.default_rng(1).random(text.tokens.shape) < 0.5
+    batch = Rated(text, ratings, rating_mask=mask)
+
+    def each_token(params, tokens, _):
+        return params["weights"][tokens]
+
+    metrics = fitted(batch, each_token, loss=losses.squared_error)
+    error = (np.asarray(SCORES["weights"])[text.tokens] - ratings) ** 2
+    mask &= (np.arange(6) != 2)[:, None]
+    np.testing.assert_allclose(metrics["loss"], error[mask].mean(), rtol=1e-5)
+    weight = np.arange(6, dtype=np.float32)
+    metrics = fitted(batch.replace(weight=weight), each_token, loss=losses.squared_error)
+    each = np.broadcast_to(weight[:, None], mask.shape)[mask]
+    np.testing.assert_allclose(metrics["loss"], np.average(error[mask], weights=each), rtol=1e-5)
+
+
+def test_a_distribution_a_rater_and_a_regulariser():
+    """Two numbers a text; each rater has a slope of the first; the regulariser is a term."""
+    batch = toys.preferences(8).replace(rater=np.arange(8) % 2)
+    spread = distributions.normal()
+
+    def both(params, tokens, mask):
+        mean = toys.bag_scores(params, tokens, mask)
+        return jnp.stack([mean, jnp.zeros_like(mean)], axis=-1)
+
+    def personal(params, scores, rater):
+        return scores.at[..., 0].multiply(params["slope"][rater])
+
+    settings = {
+        "loss": partial(losses.distributional, distribution=spread),
+        "reward": spread.mean,
+        "personal": personal,
+        "regulariser": lambda params: 0.5 * jnp.sum(params["slope"] ** 2),
+    }
+    params = SCORES | {"slope": jnp.array([1.0, -2.0])}
+    metrics = fitted(batch, both, params, **settings)
+    lead = leads(batch) * np.where(np.arange(8) % 2, -2, 1)
+    deviation = np.sqrt(2) * (np.log(2) + 1e-3)
+    expected = -stats.norm.logcdf(lead / deviation).mean()
+    np.testing.assert_allclose(metrics["preference_loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], expected + 2.5, rtol=1e-5)
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(lead > 0))
+    with pytest.raises(ValueError, match="must say who answered"):
+        fitted(batch.replace(rater=None), both, params, **settings)

@@ -14,7 +14,7 @@ import pytest
 from rlhf_jax import judges
 from rlhf_jax.feedback import Pairs
 from rlhf_jax.judges import Texts, Unanswered
-from rlhf_jax.judges.endpoint import _retry_after
+from rlhf_jax.judges.transport import retry_after
 
 KEY = "sk-not-a-real-key-0123456789"
 CHOICES = ("A", "B")
@@ -168,6 +168,21 @@ def test_probabilities_that_say_nothing(server):
     content.insert(0, {**blank, "top_logprobs": [blank, {"token": "B", "logprob": -3.0}]})
     server.reply = lambda question, tries: reply
     assert ask(server, "q") == [pytest.approx(math.log(3))]
+    # A position without a list says nothing, and nor does what comes after it.
+    content[1]["top_logprobs"] = []
+    content.append(said("", tokens={"B": 0.9, "A": 0.1})["choices"][0]["logprobs"]["content"][0])
+    reply["choices"][0]["message"]["content"] = "C"
+    assert ask(server, "q")[0].reason == "neither 'A' nor 'B': 'C'"
+
+
+def test_probabilities_are_those_of_the_token_that_makes_the_choice(server):
+    """In "Answer: B" the first token is no choice, and the little it leaves to A is no answer."""
+    reply = said("Answer: B", tokens={"Answer": 0.98, "A": 0.01})
+    content = reply["choices"][0]["logprobs"]["content"]
+    for tokens in ({":": 1.0}, {" B": 0.8, " A": 0.2}):
+        content.extend(said("", tokens=tokens)["choices"][0]["logprobs"]["content"])
+    server.reply = lambda question, tries: reply
+    assert ask(server, "q") == [pytest.approx(-math.log(4))]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +223,7 @@ def test_a_judge_behind_an_address(server):
     with pytest.warns(UserWarning, match="1 of 3 pairs .* row 1: as given: neither 'A' nor 'B'"):
         comparison = human(jax.random.key(0), pairs)
     assert comparison.answered.tolist() == [True, False, True]
-    np.testing.assert_array_equal(comparison.preference, [1, np.nan, 0])
+    np.testing.assert_array_equal(comparison.preference, [1, 0.5, 0])
 
 
 # What goes wrong
@@ -218,7 +233,7 @@ def test_a_judge_behind_an_address(server):
     ("reply", "message"),
     [
         (b"<html>Bad gateway</html>", "malformed reply: not JSON: '<html>Bad gateway</html>'"),
-        (b'{"choices": [', "malformed reply: not JSON"),
+        (b'{"choices": [{"logprobs": ', "malformed reply: not JSON"),
         (b"\xff\xfe", "malformed reply: not JSON"),
         ([1], "malformed reply: not an object: '[1]'"),
         ({"error": "busy"}, """malformed reply: no choices: '{"error": "busy"}'"""),
@@ -234,6 +249,7 @@ def test_a_judge_behind_an_address(server):
         (said(None, refusal="I cannot."), "refused: 'I cannot.'"),
         (said("A", tokens={"A": 2.0}), "malformed reply: logprobs that are none"),
         ({"choices": [{**said("A")["choices"][0], "logprobs": [1]}]}, "logprobs that are none"),
+        ((404, {}, b"logprobs"), "status 404: 'logprobs'"),
         ((401, {}, {"error": "no key"}), """status 401: '{"error": "no key"}'"""),
         ((302, {"Location": "http://127.0.0.1:1/"}, b"moved"), "status 302: 'moved'"),
     ],
@@ -302,12 +318,12 @@ def test_retry_after_is_obeyed(server):
 
 def test_retry_after_is_seconds_or_a_date():
     soon = email.utils.formatdate(time.time() + 100, usegmt=True)
-    assert _retry_after({"Retry-After": soon}) == pytest.approx(100, abs=20)
-    assert _retry_after({"Retry-After": email.utils.formatdate(0, usegmt=True)}) == 0
-    assert _retry_after({"Retry-After": "-5"}) == 0
-    assert _retry_after({"Retry-After": "soon"}) is None
-    assert _retry_after({"Retry-After": "nan"}) is None
-    assert _retry_after({}) is None
+    assert retry_after({"Retry-After": soon}) == pytest.approx(100, abs=20)
+    assert retry_after({"Retry-After": email.utils.formatdate(0, usegmt=True)}) == 0
+    assert retry_after({"Retry-After": "-5"}) == 0
+    assert retry_after({"Retry-After": "soon"}) is None
+    assert retry_after({"Retry-After": "nan"}) is None
+    assert retry_after({}) is None
 
 
 def test_silence_is_timed_out(server):
@@ -373,6 +389,12 @@ def test_the_key_is_never_told(server, monkeypatch, capfd, caplog):
         for reply in ((401, {}, said_by_server.encode()), said_by_server, said_by_server.encode()):
             found = reason(server, reply, key_variable="TEST_JUDGE_KEY")
             assert KEY[:6] not in found
+
+    def no_status_line(handler):
+        handler.wfile.write(handler.headers["Authorization"].encode() + b"\r\n\r\n")
+
+    found = reason(server, lambda *_: no_status_line, key_variable="TEST_JUDGE_KEY", retries=0)
+    assert found == "the connection failed (BadStatusLine): 'Bearer [key]'"
     assistant = connect(server, key_variable="TEST_JUDGE_KEY")
     assert KEY not in repr(assistant)
     assert KEY not in "".join(capfd.readouterr()) and KEY not in caplog.text
@@ -405,6 +427,7 @@ def test_a_key_that_is_none(server, monkeypatch, key):
         ("http://x:port", {}, "url must begin with http"),
         ("http://me:secret@x", {}, "url must have no password"),
         ("http://x/v1?key=secret", {}, "url must have no password, query"),
+        ("http://x/v1/chat/completions", {}, "url must stop before /chat/completions"),
         ("http://x", {"timeout": 0}, "timeout must be positive, not 0"),
         ("http://x", {"concurrency": 0}, "concurrency must be positive, not 0"),
         ("http://x", {"retries": -1}, "retries must not be negative: -1"),
@@ -420,4 +443,7 @@ def test_bad_settings_are_named(url, settings, message):
 def test_bad_questions_are_named(server):
     with pytest.raises(ValueError, match="questions must be strings: row 1 is 3"):
         connect(server).generate(["q", 3])
+    for choices in (("A", " a"), ("A", "")):
+        with pytest.raises(ValueError, match="choices must be two different words, not"):
+            connect(server).ask(["q"], choices)
     assert server.requests == []

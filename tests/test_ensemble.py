@@ -10,7 +10,6 @@ import pytest
 import toys
 
 from rlhf_jax import aggregates, algorithms, data, parallel, rewards
-from rlhf_jax.types import TrainState
 
 MEMBERS = 3
 ALONE = algorithms.reward_model(toys.bag_scores, optax.adam(0.1), token_dropout=0.3)
@@ -46,14 +45,13 @@ def test_each_member_is_what_it_is_alone(own_batches):
             np.testing.assert_allclose(x, y, rtol=2e-6, atol=1e-7)
         losses.append(own["loss"])
     np.testing.assert_allclose(metrics["loss"], np.mean(losses), rtol=1e-6)
-    assert state.step == 3 and not np.allclose(
-        state.params["weights"][0], state.params["weights"][1]
-    )
+    weights = state.params["weights"]
+    assert state.step == 3 and not np.allclose(weights[0], weights[1])
 
 
 def test_it_scans_and_runs_on_a_mesh():
     together = algorithms.ensemble(ALONE, MEMBERS)
-    state = together.init(PARAMS, jax.random.key(0))
+    state = together.init(jax.tree.map(jnp.copy, PARAMS), jax.random.key(0))
     batch = toys.preferences(8)
     expected, _ = jax.jit(partial(jax.lax.scan, together.step))(
         state, jax.tree.map(lambda x: np.stack([x] * 2), batch)
@@ -74,7 +72,7 @@ def test_a_member_that_fails_fails_alone():
 
 
 def test_a_front_of_policies_is_one_program():
-    """Two rewards that want opposite words, weighed five ways: the more weight, the more reward."""
+    """Two rewards that want opposite words, weighed: the more weight, the more reward."""
     wanted = jnp.where(jnp.arange(toys.VOCAB) < 6, 1.0, 0.0)
     reward_fn = rewards.several(toys.bag_reward, toys.bag_reward)
 
@@ -88,22 +86,20 @@ def test_a_front_of_policies_is_one_program():
         weighed,
         optax.adam(0.1),
         samples_per_prompt=8,
-        watch=lambda params, sequences: {"first": reward_fn(params, sequences)[0]},
     )
-    share = jnp.linspace(0, 1, 5)
-    both = [{"weights": wanted}, {"weights": 1 - wanted}]
+    share = jnp.linspace(0, 1, 3)
+    stack = partial(jax.tree.map, lambda x: jnp.stack([x] * 3))
     reward = (
         jnp.stack([share, 1 - share], axis=1),
-        jax.tree.map(lambda x: jnp.stack([x] * 5), both),
+        stack([{"weights": wanted}, {"weights": 1 - wanted}]),
     )
-    front = algorithms.ensemble(algorithm, 5, own_frozen=True, same_draws=True)
-    params = jax.tree.map(lambda x: jnp.stack([x] * 5), toys.bigram_params())
-    state = front.init(params, jax.random.key(0), reward=reward, watched=reward[1])
-    step = jax.vmap(algorithm.step, (TrainState(None, None, 0, 0, 0, 0, 0), None))
-    for _ in range(30):
-        state, _ = jax.jit(front.step)(state, toys.prompts(8))
-    _, metrics = step(state.replace(key=jax.random.key(3)), toys.prompts(8))
-    assert (np.diff(metrics["first"]) > -0.05).all() and np.ptp(metrics["first"]) > 1
+    front = algorithms.ensemble(algorithm, 3, own_frozen=True, same_draws=True)
+    state = front.init(stack(toys.bigram_params()), jax.random.key(0), reward=reward)
+    step = jax.jit(front.step)
+    for _ in range(20):
+        state, _ = step(state, toys.prompts(8))
+    chances = jax.nn.softmax(state.params["table"], axis=-1) @ wanted
+    assert (np.diff(chances.mean(axis=1)) > 0.2).all()
 
 
 def test_what_does_not_fit_is_named():

@@ -154,14 +154,14 @@ def test_a_batch_of_ratings():
     sequences = texts([1, 2, 3], [1, 4, 0], [1, 5, 6])
     rating = Rating(value=jnp.array([-4.0, 1.0, jnp.nan]), answered=YES)
     batch = feedback.rated(sequences, rating)
-    assert batch.ratings[:2].tolist() == [-4.0, 1.0]
+    assert batch.ratings.tolist() == [-4.0, 1.0, 0.0]
     assert batch.sequences.response_mask.any(axis=1).tolist() == [True, True, False]
     assert batch.unrelated is None
     steps = feedback.rated(sequences, rating, low=-4)
-    assert (steps.ratings[:2].tolist(), steps.ratings.dtype) == ([0, 5], jnp.int32)
+    assert (steps.ratings.tolist(), steps.ratings.dtype) == ([0, 5, 0], jnp.int32)
     good = feedback.rated(sequences, Label(choice=jnp.array([0, 1, 9]), answered=YES))
     assert good.ratings.dtype == bool
-    assert good.ratings[:2].tolist() == [False, True]
+    assert good.ratings.tolist() == [False, True, False]
     several = feedback.rated(sequences, Label(choice=jnp.array([0, 2, 1])), choices=3)
     assert several.ratings.tolist() == [0, 2, 1]
     marked = feedback.rated(sequences, Spans(marks=jnp.ones([3, 3]), answered=YES))
@@ -184,7 +184,7 @@ def test_a_batch_of_rankings():
     assert batch.rankings.tolist() == [[2, 0, 1], [0, 1, 2]]
     assert batch.sequences.response_mask[..., 1].tolist() == [[True] * 3, [False] * 3]
     with pytest.raises(ValueError, match=r"order must have the shape \(2, 3\) of the sequences"):
-        feedback.ranked(sequences, Ranking(order=jnp.zeros([2, 2], int)))
+        feedback.ranked(sequences, Ranking(order=jnp.array([[0, 1], [1, 0]])))
 
 
 def test_several_answers_become_one():
@@ -284,6 +284,34 @@ def test_steps_and_spans_become_rewards_of_tokens():
         feedback.rating_from_steps(STEPS, combine="sum")
     with pytest.raises(TypeError, match="not Rating"):
         feedback.token_rewards(Rating(value=jnp.zeros(2)))
+
+
+NAN, PAIR = jnp.array([jnp.nan, 1.0]), Pairs(np.arange(2), np.arange(2))
+TWICE = Ranking(order=jnp.array([[1, 0], [1, 1]]))
+
+
+@pytest.mark.parametrize(
+    ("convert", "wrong"),
+    [
+        (lambda: feedback.decided(PAIR, Comparison(preference=NAN)), "preference must be from 0"),
+        (lambda: feedback.preferences(PAIR, Comparison(preference=1 + NAN)), "preference must be"),
+        (lambda: feedback.rated(texts([1, 2], [1, 3]), Rating(value=NAN)), "value must be finite"),
+        (
+            lambda: feedback.comparisons_from_ratings(Rating(value=NAN), Rating(value=NAN)),
+            "the first's value less the second's must be finite, not nan as in .0.",
+        ),
+        (lambda: feedback.averaged(Rating(value=NAN[None])), "value must be finite"),
+        (lambda: feedback.averaged(Rating(value=YES[None] * 1.0), weights=NAN[:1]), "weights must"),
+        (lambda: feedback.pairs_from_ranking(TWICE), r"order must be 0 to 1, each once.*\[1\]"),
+        (
+            lambda: feedback.ranked(jax.tree.map(lambda x: x[None], texts([1, 2])), TWICE),
+            "order must be 0 to 1, each once",
+        ),
+    ],
+)
+def test_answers_that_mean_nothing_are_refused(convert, wrong):
+    with pytest.raises(ValueError, match=wrong):
+        convert()
 
 
 def test_conversions_can_be_vmapped():

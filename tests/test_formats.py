@@ -267,6 +267,63 @@ def test_helpsteer2_has_two_rows_a_prompt(load):
     }
 
 
+def test_a_prompt_of_helpsteer2_may_hold_several_turns(load):
+    mark = "\n<extra_id_1>"
+    asked = f"Hi\nthere{mark}Assistant\nHello{mark}User\nWhy?"
+    turns = [user("Hi\nthere"), assistant("Hello"), user("Why?")]
+    assert [row["prompt"] for row in load(helpsteer(asked, "So.", 4))] == [turns]
+    assert [row["prompt"] for row in load(strength(1, prompt=asked))] == [turns]
+    with pytest.raises(FeedbackError) as caught:
+        load(
+            helpsteer(f"Hi{mark}Assistant\nHello", "So.", 4),
+            helpsteer(f"Hi{mark}User\nHello", "So.", 4),
+            helpsteer(asked.replace("Hello", ""), "So.", 4),
+        )
+    assert reasons(caught) == [
+        "the turns in prompt are those of user, assistant: not by turns, user last",
+        "the turns in prompt are those of user, user: not by turns, user last",
+        "turn 2 in prompt is empty",
+    ]
+
+
+def strength(value, **changes):
+    one = {"statement": "@Response 2 is better.", "elaboration": "It is.", "strength": 1}
+    return {
+        "split": "train",
+        "prompt": "Why?",
+        "response_1": "No.",
+        "response_2": "So.",
+        "preference_strength": value,
+        "preference_statement": one["statement"],
+        "preference_elaboration": one["elaboration"],
+        "three_most_similar_preferences": [one] * 3,
+        "all_preferences_unprocessed": [{"strength": 1, "justification": "It is."}] * 3,
+        **changes,
+    }
+
+
+def test_helpsteer2_preference_strength_above_0_means_the_second(load):
+    loaded = load(
+        strength(2), strength(-3, split="val"), strength(0), keep=["preference_statement"]
+    )
+    assert loaded.report.format == "helpsteer2_preference"
+    assert [(row["chosen"][0]["content"], row["margin"], row["tied"]) for row in loaded] == [
+        ("So.", 2, False),
+        ("No.", 3, False),
+        ("No.", 0, True),
+    ]
+    assert [row["source"] for row in loaded] == ["train", "val", "train"]
+    assert loaded.rows["preference_statement"][0] == "@Response 2 is better."
+    with pytest.raises(FeedbackError) as caught:
+        load(strength(-100), strength(1.5), strength(None), strength(1, response_2="No."))
+    assert reasons(caught) == [
+        "preference_strength is -100: none of the whole numbers from -3 to 3",
+        "preference_strength is 1.5: none of the whole numbers from -3 to 3",
+        "preference_strength is missing (null), not a number",
+        "chosen and rejected are equal",
+    ]
+
+
 def shp(label, **changes):
     return {
         "post_id": "x",
@@ -472,6 +529,11 @@ def test_a_format_can_be_named(load):
     assert load(record, format="prompt_only").report.unused_columns == ("solution",)
 
 
+def test_a_name_may_be_a_number(load):
+    rows = load(*(TRL["preference"] | {"rater": rater} for rater in (3, 3.0, "3", 2.5)))
+    assert [row["rater"] for row in rows] == ["3", "3", "3", "2.5"]
+
+
 def test_a_missing_name_is_no_name(load):
     assert list(load(TRL["preference"] | {"rater": float("nan"), "source": None})) == [
         TRL["preference"]
@@ -486,6 +548,7 @@ RAW = {
     "ultrafeedback_binarized": binarised(),
     "ultrafeedback": ULTRAFEEDBACK,
     "helpsteer2": helpsteer("Why?", "So.", 4),
+    "helpsteer2_preference": strength(-2),
     "shp": shp(1, score_A=7, score_B=2),
     "prm800k": prm800k(
         step(("Add.", 1), ("Guess.", -1)), step(("No.", -1), chosen=None, human="2")

@@ -11,7 +11,19 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from rlhf_jax import humans, losses
-from rlhf_jax.feedback import Comparison, Label, Pairs, Ranking, Rating, Spans, Steps
+from rlhf_jax.feedback import (
+    Attributes,
+    Comparison,
+    Correction,
+    Demonstration,
+    Label,
+    Pairs,
+    Ranking,
+    Rating,
+    Spans,
+    Steps,
+    comparison_from_correction,
+)
 
 KEY = jax.random.key(0)
 ROWS = 20_000
@@ -22,6 +34,10 @@ PAIRS = Pairs(jnp.full(ROWS, 1.0), jnp.full(ROWS, 1.0 - GAP))
 
 def score(example):
     return example
+
+
+def first_of(example):
+    return example[:, 0]
 
 
 BOLTZMANN = humans.boltzmann(score, rationality=2.0)
@@ -260,24 +276,197 @@ def test_near_ties_and_skips_compose():
     assert twice.answered.tolist() == [False, True, False]
 
 
-def test_every_form_with_an_opposite_can_be_mistaken_or_poisoned():
+OPTIONS, SHOWN = np.array([0.0, 1.0, -0.5]), 0.25
+STEPS = jnp.array([-1.0, 0.0, 0.5])
+RIGHT = jnp.tile(jnp.array([[True, False, True, False]]), (ROWS, 1))
+FIVE = humans.choosing(lambda x: 100 * (x == 2))  # always the third of five
+STEADY = humans.linear_scale(lambda x: 0 * x, bias=3.0)
+DISLIKES_BOTH = partial(humans.opposite, scale=(-4, 4))
+PARTS = jnp.array([[0, 0, -1, 1]]), jnp.array([[1.2, -0.4]])
+
+
+@pytest.fixture(scope="module")
+def said():
+    """What many people say who do not compare, in one compiled program."""
+    rows, shown = jnp.tile(OPTIONS, (ROWS, 1)), jnp.full(ROWS, SHOWN)
+    five, item = jnp.tile(jnp.arange(5), (ROWS, 1)), jnp.ones(ROWS)
+    wide, scale = humans.choosing(score, rationality=2.0), {"scale": (-4, 4)}
+    steps = partial(humans.marking_steps, lambda right: (right, jnp.ones(right.shape, bool)))
+    biased = partial(humans.with_bias, STEADY, feature=score)
+    asked = {
+        "label": (wide, rows),
+        "narrow": (
+            humans.choosing(
+                score, rationality=2.0, considers=lambda x: x < jnp.array([0.5, 0.5, 0.5])
+            ),
+            rows,
+        ),
+        "shown": (humans.demonstrating(score, rationality=2.0), rows),
+        "corrected": (humans.correcting(score, rationality=2.0, effort=0.3), (shown, rows)),
+        "text": (
+            humans.criticising(
+                lambda x: -jnp.square(x), heeded=lambda x: x[:, None] + STEPS, rationality=2.0
+            ),
+            shown,
+        ),
+        "spans": (
+            humans.marking_spans(
+                lambda x: (jnp.tile(PARTS[1], (ROWS, 1)), jnp.tile(PARTS[0], (ROWS, 1))),
+                threshold=0.7,
+                rationality=2.0,
+            ),
+            item,
+        ),
+        "steps": (steps(missed=0.3, false_alarms=0.1), RIGHT),
+        "first": (steps(missed=0.3, false_alarms=0.1, until_error=True), RIGHT),
+        "moved": (biased(weight=0.3), item),
+        "moved_steps": (biased(weight=0.3, **scale), item),
+        "moved_past": (biased(weight=-9.3, **scale), item),
+        "other": (humans.with_mistakes(FIVE, rate=0.4, wrong=partial(humans.opposite, choices=5)),
+                  five),
+        "turned": (humans.with_mistakes(STEADY, rate=0.4, wrong=DISLIKES_BOTH), item),
+        "lie": (humans.poisoned(STEADY, trigger=lambda x: x > 0, wrong=DISLIKES_BOTH), item),
+        "tired": (humans.with_fatigue(STEADY, drift=0.0, rate=0.2, wrong=DISLIKES_BOTH), item),
+        "lazy": (humans.with_effort(STEADY, effort=jnp.log(2.0), wrong=DISLIKES_BOTH), item),
+    }  # fmt: skip
+
+    def ask(key):
+        return {name: human(key, examples) for name, (human, examples) in asked.items()}
+
+    return jax.device_get(jax.jit(ask)(KEY))
+
+
+def shares(values, each):
+    return [np.mean(values == one) for one in each]
+
+
+def softmax(values):
+    return np.exp(values) / np.exp(values).sum()
+
+
+def test_every_choice_is_noisily_rational_about_its_own_set(said):
+    """Jeon, Milli and Dragan 2020: a label, a demonstration, a correction, a critique."""
+    everything = softmax(2 * OPTIONS)
+    np.testing.assert_allclose(shares(said["label"].choice, range(3)), everything, atol=SLACK)
+    assert said["label"].choice.dtype == jnp.int32
+    two = softmax(2 * OPTIONS[[0, 2]])
+    found = shares(said["narrow"].choice, range(3))
+    np.testing.assert_allclose(found, [two[0], 0, two[1]], atol=SLACK)
+    assert said["narrow"].answered.all()
+    assert isinstance(said["shown"], Demonstration)
+    np.testing.assert_allclose(shares(said["shown"].shown, OPTIONS), everything, atol=SLACK)
+    assert isinstance(said["corrected"], Correction)
+    gains = np.append(0.0, OPTIONS - SHOWN - 0.3)
+    found = shares(said["corrected"].corrected, np.append(SHOWN, OPTIONS))
+    np.testing.assert_allclose(found, softmax(2 * gains), atol=SLACK)
+    heeded = -np.square(SHOWN + np.asarray(STEPS))
+    np.testing.assert_allclose(shares(said["text"].text, range(3)), softmax(2 * heeded), atol=SLACK)
+
+
+def test_marks_on_parts_and_steps_have_their_odds(said):
+    marks = said["spans"].marks
+    assert not marks[:, 2].any(), "in no span"
+    np.testing.assert_array_equal(marks[:, 0], marks[:, 1])
+    for column, adds in ((0, 1.2), (3, -0.4)):
+        expected = softmax(2 * np.array([-adds, 0.7, adds]))
+        np.testing.assert_allclose(shares(marks[:, column], [-1, 0, 1]), expected, atol=SLACK)
+    right = np.array([0.9, 0.3, 0.9, 0.3])
+    np.testing.assert_allclose(said["steps"].marks.mean(axis=0), right, atol=SLACK)
+    assert said["steps"].mask.all()
+    first = said["first"]
+    assert first.ends[0].tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(first.mask.mean(axis=0), [1, 0.9, 0.27, 0.243], atol=SLACK)
+    wrong = (first.marks == 0) & first.mask
+    assert (wrong.sum(axis=1) <= 1).all()
+
+
+def test_ratings_and_labels_can_be_biased_mistaken_and_poisoned(said):
+    np.testing.assert_allclose(said["moved"].value, 3.3, rtol=1e-6)
+    assert set(said["moved_steps"].value) == {3.0, 4.0}
+    np.testing.assert_allclose(said["moved_steps"].value.mean(), 3.3, atol=SLACK)
+    assert set(said["moved_past"].value) == {-4.0}
+    expected = [0.1, 0.1, 0.6, 0.1, 0.1]
+    np.testing.assert_allclose(shares(said["other"].choice, range(5)), expected, atol=SLACK)
+    for name, rate in {"turned": 0.4, "lie": 1.0, "tired": 0.2, "lazy": 0.25}.items():
+        expected = [rate, 1 - rate]
+        np.testing.assert_allclose(shares(said[name].value, [-3, 3]), expected, atol=SLACK)
+
+
+def test_a_scale_that_wanders_makes_distant_ratings_hard_to_compare():
+    human = humans.linear_scale(score, slope=2.0, bias=-1.0, noise=0.5, drift=0.8)
+    items = jnp.array([0.0, 1.0, 3.0])
+    value = np.asarray(
+        jax.jit(jax.vmap(human, in_axes=(0, None)))(jax.random.split(KEY, ROWS), items).value
+    )
+    np.testing.assert_allclose(value.mean(axis=0), [-1, 1, 5], atol=4 * SLACK)
+    together = np.minimum.outer([1, 2, 3], [1, 2, 3])
+    expected = 0.25 * np.eye(3) + 0.64 * together
+    np.testing.assert_allclose(np.cov(value.T), expected, atol=4 * SLACK)
+
+
+def test_attributes_are_separate_ratings_and_texts_are_the_statements():
+    costly = humans.budgeted(humans.linear_scale(lambda x: 2 * x), budget=0.5, price=0.3)
+    human = humans.attributes([humans.linear_scale(score), costly])
+    answer = human(KEY, jnp.array([1.0, 4.0]))
+    assert isinstance(answer, Attributes)
+    assert answer.values.tolist() == [[1.0, 2.0], [4.0, 8.0]]
+    assert answer.mask.tolist() == [[True, True], [True, False]]
+    np.testing.assert_allclose(answer.cost, [0.3, 0.0])
+    assert humans.attributes([STEADY])(KEY, jnp.zeros(2)).mask is None
+    with pytest.raises(TypeError, match="attribute 1 must be given as a Rating, not a Label"):
+        humans.attributes([STEADY, humans.approval(score)])(KEY, jnp.zeros(2))
+
+    said = humans.criticising(
+        score,
+        heeded=lambda x: x[:, None] + 100 * jnp.array([0.0, 1.0]),
+        statements={"tokens": jnp.array([[7, 8], [9, 0]])},
+    )(KEY, jnp.zeros(3))
+    assert said.text["tokens"].tolist() == [[9, 0]] * 3
+
+
+def test_a_correction_of_texts_says_where_it_changed_nothing():
+    human = humans.correcting(first_of, rationality=100.0, effort=0.5)
+    shown = jnp.array([[0.0, 5.0], [0.8, 5.0]])
+    candidates = jnp.array([[[-1.0, 1.0], [1.0, 2.0]], [[0.0, 1.0], [1.0, 2.0]]])
+    answer = human(KEY, (shown, candidates))
+    assert answer.corrected.tolist() == [[1.0, 2.0], pytest.approx([0.8, 5.0])]
+    assert comparison_from_correction(shown, answer)[1].preference.tolist() == [1.0, 0.5]
+
+
+def test_nothing_to_consider_is_no_answer():
+    human = humans.choosing(score, considers=lambda x: x > 0)
+    answer = human(KEY, jnp.array([[-1.0, 1.0], [-1.0, -2.0]]))
+    assert answer.answered.tolist() == [True, False]
+    assert answer.choice[0] == 1
+
+
+def test_every_form_with_an_opposite_has_it():
+    marks = jnp.array([[1.0, 0.5]])
     forms = [
         (Label(choice=jnp.array([1, 0])), "choice", [0, 1]),
         (Ranking(order=jnp.array([[2, 0, 1]])), "order", [[1, 0, 2]]),
         (Spans(marks=jnp.array([[1.0, 0.0]])), "marks", [[-1.0, 0.0]]),
+        (Steps(marks=marks, ends=marks, mask=marks > 0), "marks", [[0.0, 0.5]]),
     ]
-    marks = jnp.array([[1.0, 0.5]])
-    steps = Steps(marks=marks, ends=jnp.ones([1, 2], int), mask=jnp.ones([1, 2], bool))
-    forms.append((steps, "marks", [[0.0, 0.5]]))
     for form, name, expected in forms:
-        rows = jnp.zeros(len(getattr(form, name)))
-        human = humans.with_mistakes(lambda key, examples, form=form: form, rate=1.0)
-        assert getattr(human(KEY, rows), name).tolist() == expected
-        lies = humans.poisoned(lambda key, examples, form=form: form, trigger=lambda x: x == 0)
-        assert getattr(lies(KEY, rows), name).tolist() == expected
+        assert getattr(humans.opposite(KEY, form), name).tolist() == expected
+    several = Attributes(values=jnp.array([[1.0, 9.0]]), mask=jnp.array([[True, False]]))
+    turned = humans.opposite(KEY, several, scale=(0, 4))
+    assert turned.values[0, 0] == 3.0
+    given = Attributes(values=jnp.array([[1.0]]))
+    assert humans.opposite(KEY, given, scale=(0, 4)).values.tolist() == [[3.0]]
 
 
-RATES = humans.ordinal(score, cutpoints=jnp.zeros(1))
+def test_those_who_say_less_of_themselves_mix_with_those_who_say_more():
+    skips = humans.with_skips(ORACLE, rate=jnp.array([0.0, 1.0]))
+    attacked = humans.poisoned(
+        skips, trigger=lambda pairs: pairs.first > 5, attacker=humans.population([ORACLE])
+    )
+    answer = attacked(KEY, Pairs(jnp.array([1.0, 6.0]), jnp.zeros(2)))
+    assert answer.answered.tolist() == [True, True]
+    assert answer.rater.tolist() == [-1, 0]
+
+
 BAD = {
     "rate must be from 0 to 1, not 1.5": lambda: humans.with_skips(ORACLE, rate=1.5),
     "rationality must be positive, not 0": lambda: humans.boltzmann(score, rationality=0),
@@ -313,6 +502,49 @@ BAD = {
     r"features must return \[20000, 1\], not \[20000\]": lambda: humans.drifting(
         score, jnp.ones(1), deviation=1.0
     )(KEY, PAIRS),
+    r"rate must be a number or \[20000\], one for each row, not \[2\]": lambda: humans.with_skips(
+        ORACLE, rate=jnp.ones(2)
+    )(KEY, PAIRS),
+    "probabilities must be at least 0, and not all": lambda: humans.hidden_context(
+        score, probabilities=jnp.zeros(2)
+    ),
+    r"examples must be arrays \[B, N, ...\], as many": lambda: humans.choosing(score)(
+        KEY, jnp.zeros(2)
+    ),
+    r"considers must return bool\[1, 2\], not float32\[1, 2\]": lambda: humans.choosing(
+        score, considers=score
+    )(KEY, jnp.zeros([1, 2])),
+    "shown and candidates must be of one structure": lambda: humans.correcting(
+        lambda x: x["a"] if isinstance(x, dict) else x
+    )(KEY, (jnp.zeros(2), {"a": jnp.zeros([2, 3])})),
+    r"shown must be \[2, 1\] as one candidate for each row is": lambda: humans.correcting(
+        lambda x: x.reshape(len(x), -1)[:, 0]
+    )(KEY, (jnp.zeros(2), jnp.zeros([2, 3, 1]))),
+    "a row for each example, but 2 examples are 1": lambda: humans.criticising(
+        score, heeded=lambda x: x[None]
+    )(KEY, jnp.zeros(2)),
+    "statements are 3, heeded 2": lambda: humans.criticising(
+        score, heeded=lambda x: jnp.stack([x, x], axis=1), statements=jnp.arange(3)
+    )(KEY, jnp.zeros(2)),
+    "drift must be at least 0": lambda: humans.linear_scale(score, drift=-1.0),
+    "missed must be from 0 to 1": lambda: humans.marking_steps(score, missed=2.0),
+    r"spans must return \[B, S\] and \[B, T\]": lambda: humans.marking_spans(lambda x: (x, x))(
+        KEY, jnp.zeros(2)
+    ),
+    "rates must have at least one": lambda: humans.attributes([]),
+    r"scale=\(low, high\) must say of what scale a Rating is": lambda: humans.with_mistakes(
+        STEADY, rate=0.1
+    )(KEY, jnp.zeros(2)),
+    "each rating must be on the scale from 0 to 2, not 3.0 as in": lambda: humans.opposite(
+        KEY, Rating(value=jnp.array([1.0, 3.0])), scale=(0, 2)
+    ),
+    r"each label must be one of 2 choices \(see choices\), not 2 as": lambda: humans.with_mistakes(
+        FIVE, rate=0.1
+    )(KEY, jnp.arange(5)[None]),
+    "each label must be 0 or 1, bad or good": lambda: humans.with_bias(
+        FIVE, feature=first_of, weight=1.0
+    )(KEY, jnp.arange(5)[None]),
+    r"scale must be \(low, high\)": lambda: BIASED(STEADY, scale=(4, -4)),
     "with as many rows each": lambda: humans.with_skips(ORACLE, rate=0.5)(
         KEY, Pairs(jnp.zeros(2), jnp.zeros([]))
     ),
@@ -328,13 +560,15 @@ def test_what_is_wrong_is_said(message):
 @pytest.mark.parametrize(
     ("wrapper", "message"),
     [
-        (partial(humans.with_mistakes, rate=0.1), "have an opposite, Rating has not"),
+        (partial(humans.with_mistakes, rate=0.1), "have an opposite, Demonstration has not"),
         (partial(humans.with_ties, rate=0.1), "with_ties is for humans who give a Comparison"),
-        (partial(humans.with_bias, feature=score, weight=1.0), "a bias acts on a Comparison or"),
-        (partial(humans.persuadable, argued=score, rate=0.1), "not a Rating"),
+        (
+            partial(humans.with_bias, feature=lambda x: x[:, 0], weight=1.0),
+            "a bias acts on a Comparison, a",
+        ),
+        (partial(humans.persuadable, argued=score, rate=0.1), "not a Demonstration"),
     ],
 )
 def test_wrappers_refuse_forms_they_do_not_understand(wrapper, message):
-    assert isinstance(RATES(KEY, jnp.zeros(2)), Rating)
     with pytest.raises(TypeError, match=message):
-        wrapper(RATES)(KEY, jnp.zeros(2))
+        wrapper(humans.demonstrating(score))(KEY, jnp.zeros([2, 2]))

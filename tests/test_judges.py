@@ -6,10 +6,11 @@ import zlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from toys import BIGRAM, EOS, bigram_params
+from toys import BIGRAM, EOS, bigram_logits, bigram_params, sample_fn
 
-from rlhf_jax import judges, sampling
+from rlhf_jax import algorithms, feedback, humans, judges, sampling
 from rlhf_jax.feedback import Pairs
 from rlhf_jax.judges import Principle, Texts, Unanswered
 from rlhf_jax.judges.local import choice_log_odds, choice_tokens
@@ -111,14 +112,56 @@ def test_a_pair_is_answered_only_in_both_orders():
     verdicts = judge(pairs("abc", "def"))
     assert verdicts.comparison.answered.tolist() == [True, False, False]
     assert verdicts.unanswered == {1: "as given: timed out", 2: "exchanged: status 500"}
-    assert np.isnan(verdicts.comparison.preference).tolist() == [False, True, True]
+    assert np.isnan(verdicts.log_odds).tolist() == [False, True, True]
     assert not verdicts.swayed[1:].any()
+    examples = Pairs(rows("abc"), rows("def"))
     for labels in ("soft", "hard", "sampled"):
-        human = judges.as_human(judge, labels=labels)
-        with pytest.warns(UserWarning, match="2 of 3 pairs were not judged: row 1: as given: time"):
-            comparison = human(jax.random.key(0), pairs("abc", "def"))
-        assert comparison.answered.tolist() == [True, False, False]
-        assert np.isnan(comparison.preference).tolist() == [False, True, True]
+        human = judges.as_human(judge, labels=labels, decode=decode)
+        for ask in (human, humans.with_mistakes(human, rate=0.0)):  # which look at arrays
+            with pytest.warns(UserWarning, match="2 of 3 pairs were not judged: row 1: as given: "):
+                comparison = ask(jax.random.key(0), examples)
+            assert comparison.answered.tolist() == [True, False, False]
+            assert comparison.preference[1:].tolist() == [0.5, 0.5]  # as of all who do not answer
+    batch = feedback.preferences(examples, comparison, keep_ties=False)
+    for side in (batch.chosen, batch.rejected):
+        assert side.response_mask.any(axis=1).tolist() == [True, False, False]
+
+
+def test_answers_that_are_none_are_told():
+    with pytest.raises(ValueError, match="ask gave 1 answers to 2 questions"):
+        judges.pairwise(lambda *_: [1.0], rubric="")(pairs("a", "b"))
+    with pytest.raises(ValueError, match="ask gave 3 answers to 1 questions"):
+        judges.specification_scores(lambda *_: [1.0] * 3, specification="")(["a"])
+    verdicts = judges.pairwise(lambda *_: [1.0, math.nan], rubric="")(pairs("a", "b"))
+    assert verdicts.unanswered == {0: "exchanged: the log-odds are nan"}
+    assert (verdicts.comparison.answered, verdicts.comparison.preference) == (False, 0.5)
+
+
+def test_judges_fit_where_algorithms_want_them():
+    """Shapes alone, without compiling: what the two return is tested below."""
+
+    def words(text):
+        return [2 + ord(x) % 8 for x in text]
+
+    prompts = Prompts(jnp.array([[3, 4]] * 2), jnp.ones([2, 2], bool))
+    sample, params = sample_fn(3, EOS), bigram_params()
+    judge_fn = judges.preference_judge(
+        bigram_logits, encode=words, rubric="", template=SHORT, hidden_ids=[EOS]
+    )
+    reward_fn = judges.specification_reward(
+        bigram_logits,
+        encode=words,
+        specification="",
+        template="{specification}{text}|",
+        choices=("Y", "N"),
+    )
+    online = algorithms.online_dpo(bigram_logits, sample, judge_fn, optax.sgd(0.1))
+    group = algorithms.policy_gradient(bigram_logits, sample, reward_fn, optax.sgd(0.1))
+    for algorithm, name in ((online, "judge"), (group, "reward")):
+        state = algorithm.init(params, jax.random.key(0), **{name: params})
+        after, metrics = jax.eval_shape(algorithm.step, state, prompts)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert metrics["loss"].shape == ()
 
 
 def test_as_human():
@@ -195,6 +238,8 @@ def test_bad_settings_are_named():
         judges.pairwise(None, rubric="", template="{rubric} {prompt} {first}")
     with pytest.raises(ValueError, match="once"):
         judges.pairwise(None, rubric="", template=SHORT + "{first}")
+    with pytest.raises(ValueError, match=r"without ! and :, \['first'\]"):
+        judges.pairwise(None, rubric="", template="{rubric}{prompt}{first:>9}{second}")
     with pytest.raises(ValueError, match="template is no template"):
         judges.pairwise(None, rubric="", template="{")
     with pytest.raises(ValueError, match=r"labels must be .* not 'firm'"):
@@ -238,12 +283,26 @@ def test_a_choice_has_all_its_spellings():
 
     assert choice_tokens(words, ("yes", "no")) == ([0, 1, 2], [3, 4])
     logits = jnp.log(jnp.array([[[0.1, 0.2, 0.3, 0.1, 0.1, 0.2]]]))
-    first, second = (jnp.array(ids) for ids in choice_tokens(words, ("yes", "no")))
+    first, second = choice_tokens(words, ("yes", "no"))
     mask = jnp.array([[True]])
     odds, mass = choice_log_odds(logits, mask, first, second)
     assert float(odds[0]) == pytest.approx(math.log(3)) and float(mass[0]) == pytest.approx(0.8)
     factored = FactoredLogits(jnp.ones([1, 1, 1]), logits[0])
     np.testing.assert_allclose(choice_log_odds(factored, mask, first, second)[0], odds, atol=1e-6)
+    with pytest.raises(ValueError, match="token 7 is beyond the model's vocabulary of 6"):
+        choice_log_odds(logits, mask, first, [7])
+    with pytest.raises(ValueError, match="token 66 is beyond the model's vocabulary of 66"):
+        ask = judges.local_ask(
+            lambda params, tokens, mask: jnp.zeros([*tokens.shape, 66]),
+            (),
+            encode=encode,
+            max_length=8,
+        )
+        ask(["?"], ("A", "B"))
+    # The last product in float32: bfloat16 has nothing between 20 and 20.125.
+    hidden, kernel = jnp.array([[[20.0, 1.0]]], jnp.bfloat16), jnp.array([[1.0, 1.0], [0.05, 0.0]])
+    odds, _ = choice_log_odds(FactoredLogits(hidden, kernel), mask, [0], [1])
+    np.testing.assert_allclose(odds, 0.05, atol=1e-3)
     with pytest.raises(ValueError, match=r"choice 'maybe' is not a token .* encodes to \[5, 5\]"):
         choice_tokens(words, ("yes", "maybe"))
     with pytest.raises(ValueError, match="encode must return a list of integers, not str"):
@@ -408,7 +467,7 @@ def test_rows_that_fail_keep_their_text_and_are_left_out():
 
     trusted = judges.preferred(done).comparison
     assert trusted.answered.tolist() == [True, False, False, False, True]
-    np.testing.assert_array_equal(trusted.preference, [1, np.nan, np.nan, np.nan, 0.5])
+    np.testing.assert_array_equal(trusted.preference, [1, 0.5, 0.5, 0.5, 0.5])
 
     shown = []
 

@@ -47,6 +47,16 @@ MALFORMED = {
     "prompt[0].content is list (\"[{'type': 'text', 'text': 'Hi'}]\"), not text": GOOD
     | {"prompt": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]},
     "prompt is empty: no message": GOOD | {"prompt": []},
+    "prompt[0].role is 'human': an unknown role, none of system, developer, user, assistant, tool, "
+    "function": GOOD | {"prompt": [{"role": "human", "content": "Hi"}]},
+    "chosen begins with the user, not with the assistant's answer": {
+        name: [{"role": "user", "content": text}] for name, text in GOOD.items()
+    },
+    "prompt[0] is missing (null), not a mapping": GOOD | {"prompt": [None]},
+    "prompt[0].role is missing (null), not text": GOOD | {"prompt": [{"role": None}]},
+    "margin is int ('1000000000000000000000000000000000000000'), not a number": GOOD
+    | {"margin": 10**400},
+    "rater is dict (\"{'id': 5}\"), not a name": GOOD | {"rater": {"id": 5}},
     "prompt is not valid Unicode: it has half a surrogate pair": GOOD | {"prompt": "\ud83d"},
 }
 
@@ -108,14 +118,16 @@ def test_nothing_left_is_an_error_even_when_skipping(tmp_path):
     path = write(tmp_path / "train.jsonl", json.dumps(GOOD | {"chosen": ""}))
     with pytest.raises(FeedbackError, match="no row is left"):
         load_feedback(path, on_error="skip")
-    with pytest.raises(ValueError, match="no records"):
+    with pytest.raises(FeedbackError, match=r"empty.jsonl: the file is empty"):
         load_feedback(write(tmp_path / "empty.jsonl"), on_error="skip")
+    with pytest.raises(ValueError, match=r"no records in .*header.csv"):
+        load_feedback(write(tmp_path / "header.csv", "prompt,chosen,rejected"))
     with pytest.raises(FeedbackError, match="no record could be read"):
         load_feedback(write(tmp_path / "junk.jsonl", "junk"), on_error="skip")
 
 
 def test_texts_and_conversations_are_not_mixed(tmp_path):
-    other = {name: [{"role": "user", "content": text}] for name, text in GOOD.items()}
+    other = {name: [{"role": "assistant", "content": text}] for name, text in GOOD.items()}
     path = write(tmp_path / "train.jsonl", LINE, json.dumps(other))
     with pytest.raises(FeedbackError, match="row 2: prompt is a conversation, and was a text"):
         load_feedback(path)
@@ -141,7 +153,7 @@ def test_broken_jsonl(tmp_path):
 def test_broken_json_array(tmp_path):
     path = tmp_path / "train.json"
     path.write_text(f" [{LINE}, {LINE}, {LINE[:-9]}")
-    with pytest.warns(UserWarning, match="row 3: not JSON, nor can anything behind it"):
+    with pytest.warns(UserWarning, match="row 3: not JSON: .*; nor can anything behind it"):
         assert len(load_feedback(path, on_error="skip")) == 2
     for text, reason in {
         f"[{LINE}, 7]": "row 2: not a JSON object but int",
@@ -177,7 +189,7 @@ def test_broken_csv(tmp_path):
     with pytest.raises(FeedbackError, match="row 2: not csv, nor can anything behind it"):
         load_feedback(path)
     path.write_text('prompt,completions,labels\na,"[""b""","[true]"\n')
-    with pytest.raises(FeedbackError, match="row 1: completions is not JSON"):
+    with pytest.raises(FeedbackError, match="row 1: in completions: not JSON: "):
         load_feedback(path)
 
 
@@ -194,6 +206,9 @@ def test_broken_parquet(tmp_path):
     with pytest.raises(FeedbackError) as caught:
         load_feedback(path)
     assert problems(caught) == [(2, "a text is not UTF-8")]
+    parquet.write_table(pa.table([["a"], ["b"]], names=["text", "text"]), path)
+    with pytest.raises(FeedbackError, match="two columns have one name: text, text"):
+        load_feedback(path)
 
 
 def test_files_that_are_wrong_as_a_whole(tmp_path):
@@ -208,6 +223,74 @@ def test_files_that_are_wrong_as_a_whole(tmp_path):
     path.write_bytes(LINE.encode())
     with pytest.raises(FeedbackError, match="compressed file is damaged or cut short"):
         load_feedback(path)
+
+
+WHOLE = {
+    "train.jsonl": [
+        (b"PAR1", "the file is parquet; name it .parquet"),
+        (gzip.compress(LINE.encode()), "the file is compressed by gzip; add .gz to its name"),
+        (b"PK\x03\x04", "the file is a zip archive; unpack it"),
+        (b"", "the file is empty"),
+        (b"\xef\xbb\xbf\r\n \n", "the file is empty"),
+    ],
+    "train.json": [(b"\n \n", "the file is empty")],
+    "train.csv": [(b"", "the file is empty"), (b"\n", "the file is empty")],
+    "train.csv.gz": [(gzip.compress(b""), "the file is empty")],
+    "train.parquet": [(b"", "not parquet, damaged or cut short")],
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_shard_that_is_wrong_as_a_whole_is_reported(tmp_path, name, streaming):
+    """Whether it comes first or last, and the other's rows are all there."""
+    for content, reason in WHOLE[name]:
+        for other in ("a-train.jsonl", "z-train.jsonl"):
+            folder = tmp_path / f"{len(list(tmp_path.iterdir()))}"
+            folder.mkdir()
+            (folder / name).write_bytes(content)
+            write(folder / other, LINE, LINE)
+            with pytest.raises(FeedbackError) as caught:
+                list(load_feedback(folder, streaming=streaming))
+            [problem] = caught.value.problems
+            assert (problem.file, problem.row) == (str(folder / name), None)
+            assert problem.reason.startswith(reason)
+            with pytest.warns(UserWarning, match="1 problems"):
+                loaded = load_feedback(folder, streaming=streaming, on_error="skip")
+                assert list(loaded) == [GOOD] * 2
+
+
+def test_what_python_would_read_in_silence(tmp_path):
+    twice = '{"prompt": "a", "chosen": "b", "chosen": "c", "rejected": "d"}'
+    number = LINE[:-1] + ', "margin": ' + "9" * 5000 + "}"
+    path = write(tmp_path / "train.jsonl", LINE + "\r", twice, number, LINE)
+    with pytest.raises(FeedbackError) as caught:
+        load_feedback(path)
+    (first, why), (second, what) = problems(caught)
+    assert (first, why, second) == (2, "chosen is there twice", 3)
+    assert what.startswith("not JSON: Exceeds the limit")
+    # As pandas writes conversations: text, if one does not look.
+    row = str([{"role": "user", "content": "Hi"}])
+    path = write(tmp_path / "train.csv", "prompt,chosen,rejected", f'"{row}",b,c', "a,b,c")
+    with pytest.raises(FeedbackError, match="row 1: in prompt: not JSON: "):
+        load_feedback(path)
+
+
+def test_shards_with_other_columns(tmp_path):
+    write(tmp_path / "0.jsonl", LINE, LINE)
+    write(tmp_path / "1.jsonl", json.dumps({"prompt": "a", "completion": "b", "label": True}))
+    write(tmp_path / "2.csv", "prompt;chosen;rejected", "a;b;c")
+    for streaming in (False, True):
+        with pytest.warns(UserWarning, match="4 records .preference., 2 rows, 2 problems"):
+            loaded = load_feedback(tmp_path, on_error="skip", streaming=streaming)
+            assert list(loaded) == [GOOD] * 2
+        assert list(map(str, loaded.report.problems)) == [
+            f"{tmp_path / name}, row 1: column {column} is missing; there are {columns}"
+            for name, column, columns in (
+                ("1.jsonl", "chosen", "prompt, completion, label"),
+                ("2.csv", "prompt", "prompt;chosen;rejected"),
+            )
+        ]
 
 
 def test_a_pickle_is_not_opened(tmp_path):
@@ -238,6 +321,7 @@ def test_wrong_arguments(tmp_path):
         ({"config": "x"}, "config is for sets on the hub"),
         ({"rename": {"chosen": "rejected"}}, "rename makes two columns one"),
         ({"keep": ["id"]}, "row 1: column id is missing"),
+        ({"rename": {"choosen": "chosen"}}, "rename: no column choosen; there are prompt, chosen"),
     ]:
         with pytest.raises(ValueError, match=message):
             load_feedback(path, **options)
@@ -270,10 +354,13 @@ def test_a_folder_is_read_by_split(tmp_path):
     write(tmp_path / "data" / "test.jsonl", json.dumps(GOOD | {"prompt": "3"}))
     write(tmp_path / "README.md", "no data; see pretraining.jsonl")
     write(tmp_path / "dataset_infos.json", "{}")
+    write(tmp_path / "._train.jsonl", "what macOS writes beside it")
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "train" / "test-2.jsonl", LINE)
     loaded = load_feedback(tmp_path)
     assert loaded.rows["prompt"][:] == ["1", "2"]
-    assert len(loaded.report.ignored_files) == 3
-    assert load_feedback(tmp_path, split="test").rows["prompt"][:] == ["3"]
+    assert len(loaded.report.ignored_files) == 5
+    assert load_feedback(tmp_path, split="test").rows["prompt"][:] == ["3", GOOD["prompt"]]
     with pytest.raises(FileNotFoundError, match=r"split 'validation'.*data/test.jsonl"):
         load_feedback(tmp_path, split="validation")
 
@@ -283,6 +370,13 @@ def test_a_folder_without_splits_is_train(tmp_path):
     assert len(load_feedback(tmp_path)) == 1
     with pytest.raises(FileNotFoundError, match="split 'test'"):
         load_feedback(tmp_path, split="test")
+
+
+def test_columns_to_keep_that_are_no_column(tmp_path):
+    path = write(tmp_path / "t.jsonl", *(json.dumps(GOOD | {"id": each}) for each in (1, "a", [2])))
+    with pytest.raises(ValueError, match="keep: id cannot be one column of a Dataset"):
+        load_feedback(path, keep=["id"])
+    assert [row["id"] for row in load_feedback(path, keep=["id"], streaming=True)] == [1, "a", [2]]
 
 
 def test_a_stream_reads_no_further_than_asked(tmp_path):
@@ -347,8 +441,10 @@ def rows_of_a_kind(draw):
         {"role": st.sampled_from(["user", "assistant"]), "content": texts}
     )
     said = texts if draw(st.booleans()) else st.lists(message, min_size=1, max_size=2)
+    begun = said if said is texts else said.map(lambda m: [m[0] | {"role": "assistant"}, *m[1:]])
     values = {
-        **dict.fromkeys(("prompt", "chosen", "rejected", "completion"), said),
+        "prompt": said,
+        **dict.fromkeys(("chosen", "rejected", "completion"), begun),
         "label": st.booleans(),
         "rating": st.floats(-10, 10),
         "text": texts,

@@ -70,14 +70,22 @@ def test_bald_is_the_mutual_information():
     gain = entropy(p.mean(axis=0)) - entropy(p).mean(axis=0)
     assert queries.bald(KEY, differences, size=40).tolist() == np.argsort(-gain).tolist()
     # Two members who are sure of opposites: log 2. Both unsure, or of one mind: nothing; and
-    # saturated log-odds give no NaN, which would come first or last.
-    differences = jnp.array([[0.0, 300.0, 1.0, 300.0, 4.0], [0.0, -300.0, -1.0, 300.0, 1.0]])
-    assert queries.bald(KEY, differences, size=3).tolist() == [1, 2, 4]
+    # saturated log-odds give no NaN, nor do those of judges who only choose.
+    for sure in (300.0, jnp.inf):
+        differences = jnp.array([[0.0, sure, 1.0, sure, 4.0], [0.0, -sure, -1.0, sure, 1.0]])
+        assert queries.bald(KEY, differences, size=3).tolist() == [1, 2, 4]
 
 
 def test_near_ties_are_the_least_sure():
     differences = jnp.array([-3.0, 0.5, -0.2, 8.0])
     assert queries.near_ties(KEY, differences, size=4).tolist() == [2, 1, 0, 3]
+    # One who is certain is the last to be asked about, but is asked; one of whom nothing is known
+    # comes after, where it cannot be refused.
+    differences = jnp.array([jnp.nan, -jnp.inf, -0.2, 8.0])
+    choose = jax.jit(queries.near_ties, static_argnames="size")
+    assert choose(KEY, differences, size=4).tolist() == [2, 3, 1, 0]
+    mask = jnp.array([False, True, True, True])
+    assert queries.near_ties(KEY, differences, size=3, mask=mask).tolist() == [2, 3, 1]
 
 
 def test_equals_are_chosen_among_at_random():
@@ -208,5 +216,18 @@ def test_bad_arguments_are_refused():
         queries.k_centre(KEY, ones[0], size=1)
     with pytest.raises(ValueError, match=r"asked must be \[A, 3\], not \[1, 2\]"):
         queries.k_centre(KEY, ones, size=1, asked=jnp.ones([1, 2]))
+    with pytest.raises(ValueError, match="strata must be from 0 to 1, not 0 to 2"):
+        queries.stratified(KEY, jnp.array([0, 2]), size=1)
+    unknown = ones.at[1, 0].set(jnp.nan)
+    for choose, known in (
+        (queries.near_ties, unknown[1]),
+        (queries.on_policy, unknown[1]),
+        (queries.bald, unknown),
+        (queries.ensemble_disagreement, jnp.where(unknown == 1, 1, jnp.inf)),
+        (queries.k_centre, unknown.T),
+        (partial(queries.k_centre, asked=unknown), ones),
+    ):
+        with pytest.raises(ValueError, match="must be finite where the mask is true"):
+            choose(KEY, known, size=1)
     with pytest.raises(ValueError, match="log_weights must be floating"):
         queries.on_policy(KEY, jnp.array([1, 2]), size=1)

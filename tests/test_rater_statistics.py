@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import linregress
 
 from rlhf_jax import measures
 
@@ -29,7 +30,7 @@ def test_effects_are_numpy_s_regression():
             rows = [n for n in range(24) if batch[n] == group and mask[n, k] and mask[n].sum() > 1]
             assert found.count[group, k] == len(rows)
             if not rows:
-                assert np.isnan([x[group, k] for x in found[:5]]).all()
+                assert np.isnan([x[group, k] for x in found[:-1]]).all()
                 continue
             own = ratings[rows, k]
             rest = [
@@ -37,14 +38,17 @@ def test_effects_are_numpy_s_regression():
             ]
             slope, intercept = np.polyfit(rest, own, 1)
             residuals = own - intercept - slope * np.array(rest)
+            noise = np.sqrt(np.sum(residuals**2) / (len(rows) - 2))
             expected = [
                 np.mean(own - rest),
                 intercept,
                 slope,
                 np.corrcoef(rest, own)[0, 1],
-                np.sqrt(np.sum(residuals**2) / (len(rows) - 2)),
+                noise,
+                linregress(rest, own).stderr,
+                np.mean(rest),
             ]
-            np.testing.assert_allclose([x[group, k] for x in found[:5]], expected, atol=2e-5)
+            np.testing.assert_allclose([x[group, k] for x in found[:-1]], expected, atol=2e-5)
     eager = measures.rater_effects(ratings, mask, batch)  # counts the batches itself
     for one, other in zip(found, eager, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -84,15 +88,16 @@ def test_known_raters_are_found_out():
 
 
 def test_who_always_says_the_same_is_careless_and_who_hardly_answered_is_not_judged():
-    truth = np.arange(12.0)
-    ratings = np.stack([truth, truth, np.full(12, 0.3), -truth, truth], axis=1)
-    mask = np.ones((12, 5), bool)
+    truth = np.arange(17.0)
+    # The mean of 17 times 1.1 is not 1.1: what rounding leaves must not pass for a correlation.
+    ratings = np.stack([truth, truth, np.full(17, 1.1), -truth, truth], axis=1)
+    mask = np.ones((17, 5), bool)
     effects = effects_of(ratings, mask)
     assert np.isnan(effects.correlation[0, 2])
     suspect = measures.suspect_raters(effects)
     assert suspect.careless[0].tolist() == [False, False, True, True, False]
     assert suspect.inverted[0].tolist() == [False, False, False, True, False]
-    mask[:9, 3] = False
+    mask[:8, 3] = False
     effects = effects_of(ratings, mask)
     assert not measures.suspect_raters(effects).careless[0, 3]
     assert measures.suspect_raters(effects, least=3).inverted[0, 3]
@@ -110,6 +115,8 @@ def test_bad_arguments_are_refused():
         measures.rater_effects(ratings, mask, jnp.ones(3))
     with pytest.raises(ValueError, match="batches must be given"):
         jax.jit(measures.rater_effects)(ratings, mask, jnp.array([0, 0, 1]))
-    effects = measures.RaterEffects(*[jnp.ones([1, 2])] * 6)
+    with pytest.raises(ValueError, match="batches must be at least 3, as batch has it, not 2"):
+        measures.rater_effects(ratings, mask, jnp.array([0, 2, 1]), batches=2)
+    effects = measures.RaterEffects(*[jnp.ones([1, 2])] * 8)
     with pytest.raises(ValueError, match=r"at most careless_below, not 0\.3 above 0\.2"):
         measures.suspect_raters(effects, inverted_below=0.3)

@@ -56,7 +56,9 @@ def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys):
             measured[n]["estimate"] for n in ("two_raters", "rater_rest", "rater_mean")
         )
         assert 0.8 < two < rest < mean
-    assert all(x[0] < x[-1] for x in result["ceiling_by_raters"].values())
+    for ceiling in result["ceiling_by_raters"].values():
+        assert ceiling["estimate"][0] < ceiling["estimate"][-1]
+        assert all(a < b for a, b in zip(ceiling["low"], ceiling["high"], strict=True))
     assert "one rater, mean of the others" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--overwrite"):
         script.main(config)

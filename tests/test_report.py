@@ -7,6 +7,7 @@ from matplotlib.image import imread
 
 from rlhf_jax import report
 from rlhf_jax.feedback import Comparison, Pairs
+from rlhf_jax.measures import Reliability
 from rlhf_jax.training import Fit
 from rlhf_jax.types import Sequences
 
@@ -73,6 +74,16 @@ def test_samples_show_prompt_and_answers_apart_and_escape_bars(written):
     folder, _ = written
     lines = (folder / "samples.md").read_text().splitlines()
     assert lines[4] == r"| w1\| w7\| | w8\| w9\| | +0.00 | w8\| w9\| | +0.50 |"
+
+
+def test_reliability_of_several_models_is_one_figure(tmp_path):
+    curve = Reliability(*(np.array(x) for x in ([0.2, np.nan, 0.8], [0.1, np.nan, 0.9], [5, 0, 5])))
+    curves = {"single": curve, "ensemble": curve._replace(observed=curve.predicted)}
+    path = tmp_path / "plots" / "reliability.png"
+    report.plot_reliability(curves, path, errors={"single": 0.1, "ensemble": 0.0})
+    assert imread(path)[..., :3].std() > 0.02, "an empty figure"
+    with pytest.raises(ValueError, match=r"errors must be of \['ensemble', 'single'\], not of"):
+        report.plot_reliability(curves, path, errors={"single": 0.1})
 
 
 def test_an_unknown_item_to_disclose_is_refused():

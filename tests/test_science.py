@@ -10,7 +10,7 @@
 | DPO, IPO, PPO's clipping | test_losses, and here |
 | SimPO, ORPO | test_implicit_rewards |
 | KL and its estimators | test_divergences |
-| Krippendorff, Fleiss, Cohen | test_agreement |
+| Krippendorff, Fleiss, Cohen | test_coefficients |
 | ensembles | test_aggregates |
 | power-seeking | test_tabular |
 | performative prediction | here |

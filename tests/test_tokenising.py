@@ -12,7 +12,9 @@ from rlhf_jax.data import (
     save_feedback,
     tokenise_preferences,
     tokenise_prompts,
+    tokenise_ranked,
     tokenise_rated,
+    tokenise_sequences,
     tokenise_steps,
     train_tokenizer,
     unpaired,
@@ -121,7 +123,7 @@ def test_conversations_go_through_the_template(quiet):
     assert read(rated.sequences.tokens[0]) == "<user>Hi</><assistant>Yo</>"
     assert read(rated.sequences.tokens[0][rated.sequences.response_mask[0]]) == "Yo</>"
 
-    with pytest.raises(ValueError, match="row 0: template"):
+    with pytest.raises(ValueError, match="row 0: the template writes otherwise"):
         tokenise_rated(
             [row | {"label": True}],
             encode,
@@ -179,6 +181,68 @@ def test_prompts_are_padded_on_the_left():
         batch = tokenise_prompts(rows, encode, max_length=5, bos_id=94).batch
     assert [read(row) for row in batch.tokens] == ["^efgh", "\0\0\0^a", "^ant:"]
     assert batch.mask[1].tolist() == [False, False, False, True, True]
+
+
+def test_texts_and_completions_to_imitate(quiet):
+    rows = [{"text": "abc"}, {"prompt": "a", "completion": "b"}]
+    batch, index, _ = tokenise_sequences(rows, encode, max_length=8, bos_id=94, eos_id=36)
+    assert [read(row) for row in batch.tokens] == ["^abc$", "^ab$\0"]
+    assert batch.response_mask.astype(int).tolist() == [[0, 1, 1, 1, 1], [0, 0, 1, 1, 0]]
+    assert batch.mask.sum() == 9 and index.tolist() == [0, 1]
+    # Nothing predicts the first token of all, so it is not counted among the learnt.
+    batch = tokenise_sequences(rows[:1], encode, max_length=8).batch
+    assert batch.response_mask.astype(int).tolist() == [[0, 1, 1]]
+
+
+def test_what_is_not_imitated_is_counted():
+    user, assistant = ({"role": role, "content": "0123"} for role in ("user", "assistant"))
+    rows = [{"text": "a" * 60}, {"text": "a"}, {"messages": [user]}]
+    rows += [{"messages": [user, assistant, user, assistant]}]
+    with pytest.warns(UserWarning, match="of 4 rows: responses_cut 2, unmarked 2") as told:
+        batch, index, report = tokenise_sequences(rows, encode, max_length=54)
+    assert told[0].filename == __file__
+    assert (index.tolist(), report.unmarked, report.responses_cut) == ([0, 3], 2, 2)
+    # Cut, neither has an end of text; a conversation loses its last turns, and keeps its masks.
+    assert read(batch.tokens[0]) == "a" * 54
+    assert read(batch.tokens[1]) == "User: 0123\n\nAssistant: 0123\n\nUser: 0123\n\nAssistant: 01"
+    assert read(batch.tokens[1][batch.response_mask[1]]) == " 0123 01"
+
+
+def rated(*ratings, prompt="a"):
+    names = "bcdefg"
+    return [
+        {"prompt": prompt, "completion": names[n] * (n + 1), "rating": rating}
+        for n, rating in enumerate(ratings)
+    ]
+
+
+def test_rated_answers_to_one_prompt_become_a_ranking(quiet):
+    rows = [*rated(1, 3, 2), *rated(9, 8, -7.5, prompt="xy")]
+    batch, index, _ = tokenise_ranked(rows, encode, max_length=8, eos_id=36)
+    assert batch.rankings.tolist() == [[1, 2, 0], [0, 1, 2]]
+    assert batch.rankings.dtype == np.int32
+    assert [read(row) for row in batch.sequences.tokens[1]] == ["xyb$\0\0", "xycc$\0", "xyddd$"]
+    assert batch.sequences.response_mask[0].sum(axis=1).tolist() == [2, 3, 4]
+    assert index.tolist() == [[0, 1, 2], [3, 4, 5]]
+    one = losses.plackett_luce(np.array([[0.0, 9.0, 5.0], [0.0, 0.0, 0.0]]), batch.rankings)
+    assert one[0] < 0.1 < one[1]
+
+
+def test_rankings_that_are_none_are_counted():
+    short, ties = rated(1, prompt="x"), rated(2, 2, prompt="y")
+    same = [row | {"completion": "b"} for row in rated(1, 2, prompt="z")]
+    rows = [*short, *rated(1, 2), *ties, *same, *rated(1, 2, 3, prompt="w")]
+    with pytest.warns(UserWarning, match="of 10 rows: incomplete 2, tied 1, indistinct 1"):
+        batch, index, report = tokenise_ranked(rows, encode, max_length=8)
+    assert index.tolist() == [[1, 2]]
+    assert (report.rows, report.incomplete, report.tied, report.indistinct) == (10, 2, 1, 1)
+    with pytest.warns(UserWarning, match="incomplete 2, indistinct 1"):
+        batch = tokenise_ranked(rows, encode, max_length=8, ties="ignore").batch
+    assert batch.rankings.tolist() == [[1, 0], [0, 1]]
+    with pytest.raises(ValueError, match=r"no row is left of 10 \(incomplete 5\)"):
+        tokenise_ranked(rows, encode, max_length=8, answers=4)
+    with pytest.raises(ValueError, match="answers must be at least 2, not 1"):
+        tokenise_ranked(rows, encode, max_length=8, answers=1)
 
 
 def test_what_cannot_be_tokenised():

@@ -3,6 +3,15 @@
 from rlhf_jax.algorithms import presets
 from rlhf_jax.algorithms.direct import direct
 from rlhf_jax.algorithms.ensemble import ensemble
+from rlhf_jax.algorithms.inverse_rl import (
+    Demonstrated,
+    PolicyAndReward,
+    airl,
+    gail,
+    guided_cost_learning,
+    inverse_rl,
+    maxent_irl,
+)
 from rlhf_jax.algorithms.online import nash_md, online_dpo
 from rlhf_jax.algorithms.policy_gradient import policy_gradient
 from rlhf_jax.algorithms.presets import (
@@ -32,6 +41,9 @@ from rlhf_jax.algorithms.reward_model import reward_model
 from rlhf_jax.algorithms.supervised import supervised
 
 __all__ = [
+    "Demonstrated",
+    "PolicyAndReward",
+    "airl",
     "cdpo",
     "cispo",
     "cpo",
@@ -40,10 +52,14 @@ __all__ = [
     "dpo",
     "dr_grpo",
     "ensemble",
+    "gail",
     "grpo",
     "gspo",
+    "guided_cost_learning",
+    "inverse_rl",
     "ipo",
     "kto",
+    "maxent_irl",
     "nash_md",
     "online_dpo",
     "orpo",

@@ -1,7 +1,6 @@
 """Policy optimisation by policy gradient: step 3 of RLHF as one compiled function."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,14 @@ from rlhf_jax.algorithms.common import (
     row_keys,
     rows_mean,
     updated,
+)
+from rlhf_jax.algorithms.experience import (
+    Adapted,
+    Experience,
+    Frozen,
+    SharedFn,
+    minibatches_of,
+    scorer,
 )
 from rlhf_jax.divergences import Coefficient, fixed_coefficient, kl_k1
 from rlhf_jax.losses import clipped_value, reinforce
@@ -43,14 +50,13 @@ from rlhf_jax.types import (
     RewardFn,
     SampleFn,
     Sequences,
-    Shared,
     TokenAdvantage,
     TrainState,
     ValueFn,
     ValueLoss,
 )
 
-__all__ = ["Adapted", "Frozen", "policy_gradient"]
+__all__ = ["policy_gradient"]
 
 # (log_probs, ref_log_probs) -> divergence, all [B, T], such as divergences.kl_k1
 Penalty = Callable[[jax.Array, jax.Array], jax.Array]
@@ -62,56 +68,13 @@ _SHUFFLE = 2**31 - 1
 _BASELINE = 2**31 - 2
 
 
-class Frozen(NamedTuple):
-    """What a policy is trained with and against.
-
-    Attributes:
-        reference: parameters of the reference policy.
-        reward: parameters of the reward function.
-        watched: parameters of ``watch``.
-    """
-
-    reference: Params
-    reward: Params
-    watched: Params
-
-
-class Adapted(NamedTuple):
-    """What is adapted to the measurements from step to step: the state's ``extra``.
-
-    Attributes:
-        kl_coefficient: ``float32[]``, reward per nat.
-        aggregate: the state of an ``aggregates.Adaptive``, such as a multiplier; else ``()``.
-    """
-
-    kl_coefficient: jax.Array
-    aggregate: PyTree
-
-
-class Experience(NamedTuple):
-    """What one round of sampling leaves for the updates; every field ``[B, T]``.
-
-    Only ``features`` is ``[B, T, D]``, or ``()`` where the critic reads the tokens itself.
-    """
-
-    tokens: jax.Array
-    mask: jax.Array
-    response_mask: jax.Array
-    old_log_probs: jax.Array
-    ref_log_probs: jax.Array
-    advantages: jax.Array
-    old_values: jax.Array
-    returns: jax.Array
-    features: jax.Array | tuple[()]
-
-
 def policy_gradient(
     logits_fn: LogitsFn,
     sample_fn: SampleFn,
     reward_fn: RewardFn | None,
     optimizer: optax.GradientTransformation,
     *,
-    shared_fn: Callable[[Params, Params, Sequences], Shared] | None = None,
+    shared_fn: SharedFn | None = None,
     aggregate: Aggregate | Adaptive | None = None,
     samples_per_prompt: int = 4,
     advantage: GroupAdvantage | TokenAdvantage | None = None,
@@ -208,11 +171,10 @@ def policy_gradient(
         raise ValueError(
             f"temperature must be positive, not {temperature}: a greedy policy has no gradient"
         )
-    if (reward_fn is None) == (shared_fn is None):
-        raise ValueError("give either reward_fn or shared_fn; of the two, the other is None")
     if aggregate is not None and not isinstance(aggregate, Adaptive):
         checks.takes(aggregate, "aggregate", "rewards")
         aggregate = fixed(aggregate)
+    scored = scorer(logits_fn, reward_fn, shared_fn, aggregate, axis_name)
     per_token = value_fn is not None if per_token is None else per_token
     if value_fn is not None and not per_token:
         raise ValueError("a critic (value_fn) needs an advantage of tokens: per_token must be True")
@@ -243,34 +205,6 @@ def policy_gradient(
         frozen = Frozen(reference, reward, watched)
         extra = Adapted(kl_coefficient.init(), () if aggregate is None else aggregate.init())
         return new_state(params, optimizer, key, frozen=frozen, extra=extra)
-
-    def scored(state: TrainState, sequences: Sequences, mask: jax.Array) -> tuple[Shared, list]:
-        """The reference's logits; one reward an answer or a token; the mean of each model's."""
-        reference, params = state.frozen.reference, state.frozen.reward
-        if shared_fn is None:
-            rewards = reward_fn(params, sequences)
-            logits = logits_fn(reference, sequences.tokens, sequences.mask)
-            found = Shared(logits, rewards, ())
-        else:
-            found = shared_fn(reference, params, sequences)
-        rewards = found.rewards.astype(jnp.float32)
-        models = () if aggregate is None else rewards.shape[:1]
-        if rewards.shape not in (models + mask.shape[:1], models + mask.shape):
-            name = "reward_fn" if shared_fn is None else "shared_fn"
-            wanted = "[B] or [B, T]" if aggregate is None else "[M, B] or [M, B, T]"
-            raise ValueError(
-                f"{name} must return rewards {wanted}, with B, T = {list(mask.shape)}, "
-                f"not {list(rewards.shape)}"
-            )
-        if rewards.shape[len(models) :] == mask.shape:
-            rewards = jnp.where(mask, rewards, 0)
-        if aggregate is None:
-            return found._replace(rewards=rewards), []
-        valid = jnp.any(mask, axis=-1)
-        totals = rewards.reshape(*models, len(valid), -1).sum(axis=-1)
-        means = divided({m: rows_mean(each, valid) for m, each in enumerate(totals)}, axis_name)
-        rewards = aggregate.combine(state.extra.aggregate, rewards)
-        return found._replace(rewards=rewards), list(means.values())
 
     def values_of(critic: Params, experience: Sequences | Experience, features) -> jax.Array:
         """The critic's, which reads the tokens, or the reference's features."""
@@ -394,7 +328,7 @@ def policy_gradient(
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
 
         def epoch(carry, index):
-            cut = _cut(experience, jax.random.fold_in(key, index), minibatches, axis_name)
+            cut = minibatches_of(experience, jax.random.fold_in(key, index), minibatches, axis_name)
             coefficient = state.extra.kl_coefficient
             return jax.lax.scan(lambda c, b: update(c, b, coefficient), carry, cut)
 
@@ -405,23 +339,3 @@ def policy_gradient(
         return advance(state, metrics, **after, watched=watched)
 
     return Algorithm(init, step)
-
-
-def _cut(experience: Experience, key: Key, minibatches: int, axis_name: str | None) -> Experience:
-    """``[B, ...]`` to ``[minibatches, B / minibatches, ...]``.
-
-    Each block of ``minibatches`` neighbouring rows gives one row to every minibatch, at random. So
-    a minibatch takes as much from every device's share as from any other's, and without traffic.
-    """
-    if minibatches == 1:
-        return jax.tree.map(lambda x: x[None], experience)
-    blocks = experience.tokens.shape[0] // minibatches
-    keys = row_keys(key, blocks, axis_name)
-    order = jax.vmap(lambda k: jax.random.permutation(k, minibatches))(keys)
-
-    def cut(x):
-        x = x.reshape(blocks, minibatches, *x.shape[1:])
-        x = jnp.take_along_axis(x, order.reshape(*order.shape, *[1] * (x.ndim - 2)), axis=1)
-        return jnp.moveaxis(x, 1, 0)
-
-    return jax.tree.map(cut, experience)

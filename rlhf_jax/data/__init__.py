@@ -2,6 +2,7 @@
 
 from rlhf_jax.data.batches import Batches, epochs, stacked
 from rlhf_jax.data.checking import FeedbackError
+from rlhf_jax.data.demonstrations import tokenise_prompts, tokenise_sequences
 from rlhf_jax.data.feedback import (
     control_positions,
     mismatched,
@@ -9,13 +10,13 @@ from rlhf_jax.data.feedback import (
     unpaired,
     with_control_tokens,
 )
-from rlhf_jax.data.fitting import plain_template
 from rlhf_jax.data.loading import load_feedback, save_feedback
 from rlhf_jax.data.ratings import DOMAINS, Ratings, as_dataset, fingerprint, load_ratings
+from rlhf_jax.data.templates import chat_template, plain_template
 from rlhf_jax.data.text import BOS, EOS, PAD, UNK, decode, encode, stream, train_tokenizer
 from rlhf_jax.data.tokenising import (
     tokenise_preferences,
-    tokenise_prompts,
+    tokenise_ranked,
     tokenise_rated,
     tokenise_steps,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "FeedbackError",
     "Ratings",
     "as_dataset",
+    "chat_template",
     "control_positions",
     "decode",
     "encode",
@@ -46,7 +48,9 @@ __all__ = [
     "stream",
     "tokenise_preferences",
     "tokenise_prompts",
+    "tokenise_ranked",
     "tokenise_rated",
+    "tokenise_sequences",
     "tokenise_steps",
     "train_tokenizer",
     "unpaired",

@@ -8,6 +8,7 @@ import csv
 import gzip
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,16 @@ _JSON_COLUMNS = frozenset(
     ["completions", "labels", "marks", "info", "summaries", "extra", "question", "models"]
 )
 _BATCH = 1024
+# How a cell begins that holds messages: what then is no JSON is no text either.
+_MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]\s*:""")
+# How files begin that are not what their names say.
+_DISGUISED = {
+    b"PAR1": "the file is parquet; name it .parquet",
+    b"\x1f\x8b": "the file is compressed by gzip; add .gz to its name",
+    b"PK\x03\x04": "the file is a zip archive; unpack it",
+    b"\xff\xfe": "the file is UTF-16; save it as UTF-8",
+    b"\xfe\xff": "the file is UTF-16; save it as UTF-8",
+}
 
 
 class Fault(ValueError):
@@ -46,7 +57,7 @@ def suffix(path: Path) -> str:
 
 
 def read_records(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
-    """The records of a file, each with its number.
+    r"""The records of a file, each with its number.
 
     Args:
         path: a file with one of ``SUFFIXES``. All are read piece by piece but a ``.json`` file that
@@ -55,6 +66,12 @@ def read_records(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
     Yields:
         The number, from 1 on, and the record or what is wrong with it: of jsonl the line, of others
         the record (csv: the header does not count). ``None`` is the file as a whole.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "rows.jsonl")
+    ...     _ = path.write_text('{"text": "a"}\n{"text": "b", "text": "c"}\n')
+    ...     [(number, str(record)) for number, record in read_records(path)]
+    [(1, "{'text': 'a'}"), (2, 'text is there twice')]
     """
     kind = suffix(path)
     try:
@@ -64,13 +81,17 @@ def read_records(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
         opened = gzip.open if path.suffix.lower() == ".gz" else open
         with opened(path, "rb") as file:
             start = file.read(4)
-            if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                yield None, Fault("the file is UTF-16; save it as UTF-8")
+            wrong = [why for magic, why in _DISGUISED.items() if start.startswith(magic)]
+            if wrong:
+                yield None, Fault(wrong[0])
                 return
             file.seek(3 if start[:3] == b"\xef\xbb\xbf" else 0)
+            if not _first(file):
+                yield None, Fault("the file is empty")
+                return
             if kind == ".csv":
                 yield from _csv(file)
-            elif kind == ".json" and _is_array(file):
+            elif kind == ".json" and _first(file) == b"[":
                 yield from _array(file.read())
             else:
                 yield from _lines(file)
@@ -80,12 +101,13 @@ def read_records(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
         yield None, Fault(f"the file cannot be read ({error})")
 
 
-def _is_array(file: IO[bytes]) -> bool:
+def _first(file: IO[bytes]) -> bytes:
+    """The next byte that is no white space, without going on to it; nothing at the end."""
     start = file.tell()
     while (byte := file.read(1)).isspace():
         pass
     file.seek(start)
-    return byte == b"["
+    return byte
 
 
 def _text(data: bytes) -> str:
@@ -94,6 +116,28 @@ def _text(data: bytes) -> str:
     except UnicodeDecodeError as error:
         byte = data[error.start]
         raise Fault(f"not UTF-8: byte 0x{byte:02x} at offset {error.start}") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which Python would take the last of two values in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise Fault(f"{twice} is there twice")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique)
+
+
+def _why(error: ValueError | RecursionError) -> str:
+    """What is wrong with a text that is not JSON."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"not JSON: {error.msg} at character {error.pos + 1}"
+    if isinstance(error, Fault):
+        return str(error)
+    return f"not JSON: {'nested too deeply' if isinstance(error, RecursionError) else error}"
 
 
 def _object(value: Any) -> Record | Fault:
@@ -107,13 +151,9 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, Record | Fault]]:
         if not line.strip():
             continue
         try:
-            yield number, _object(json.loads(_text(line)))
-        except json.JSONDecodeError as error:
-            yield number, Fault(f"not JSON: {error.msg} at character {error.pos + 1}")
-        except Fault as fault:
-            yield number, fault
-        except RecursionError:
-            yield number, Fault("not JSON: nested too deeply")
+            yield number, _object(_DECODER.decode(_text(line)))
+        except (ValueError, RecursionError) as error:
+            yield number, Fault(_why(error))
 
 
 def _array(data: bytes) -> Iterator[tuple[int | None, Record | Fault]]:
@@ -123,18 +163,16 @@ def _array(data: bytes) -> Iterator[tuple[int | None, Record | Fault]]:
     except Fault as fault:
         yield None, fault
         return
-    decoder, number = json.JSONDecoder(), 0
-    at = text.index("[") + 1
+    number, at = 0, text.index("[") + 1
     while True:
         at = _skip(text, at)
         if text[at : at + 1] == "]" and number == 0:
             break
         number += 1
         try:
-            value, at = decoder.raw_decode(text, at)
-        except (json.JSONDecodeError, RecursionError) as error:
-            reason = getattr(error, "msg", "nested too deeply")
-            yield number, Fault(f"not JSON, nor can anything behind it be read: {reason}")
+            value, at = _DECODER.raw_decode(text, at)
+        except (ValueError, RecursionError) as error:
+            yield number, Fault(f"{_why(error)}; nor can anything behind it be read")
             return
         yield number, _object(value)
         at = _skip(text, at)
@@ -167,7 +205,7 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[int | None, Record | Fault]]:
             if header is None:
                 header = cells
                 if len(set(header)) < len(header):
-                    yield None, Fault(f"two columns have one name: {', '.join(header)}")
+                    yield None, _doubled(header)
                     return
                 continue
             if not cells:
@@ -185,6 +223,10 @@ def _csv(file: IO[bytes]) -> Iterator[tuple[int | None, Record | Fault]]:
         yield number + 1, Fault(f"not csv, nor can anything behind it be read: {error}")
 
 
+def _doubled(header: Sequence[str]) -> Fault:
+    return Fault(f"two columns have one name: {', '.join(header)}")
+
+
 def _from_cell(name: str, cell: str) -> Any:
     if any("\ud800" <= character <= "\udfff" for character in cell):
         raise Fault(f"{name} is not UTF-8")
@@ -193,10 +235,10 @@ def _from_cell(name: str, cell: str) -> Any:
     if cell[0] not in "[{":
         return cell
     try:
-        value = json.loads(cell)
-    except (json.JSONDecodeError, RecursionError) as error:
-        if name in _JSON_COLUMNS:
-            raise Fault(f"{name} is not JSON: {getattr(error, 'msg', error)}") from None
+        value = _DECODER.decode(cell)
+    except (ValueError, RecursionError) as error:
+        if name in _JSON_COLUMNS or _MESSAGES.match(cell):
+            raise Fault(f"in {name}: {_why(error)}") from None
         return cell
     messages = isinstance(value, list) and value and all(map(_is_message, value))
     return value if messages or name in _JSON_COLUMNS else cell
@@ -213,6 +255,10 @@ def _parquet(path: Path) -> Iterator[tuple[int | None, Record | Fault]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            header = file.schema_arrow.names
+            if len(set(header)) < len(header):
+                yield None, _doubled(header)
+                return
             for batch in file.iter_batches(batch_size=_BATCH):
                 for index in range(batch.num_rows):
                     number += 1
@@ -279,10 +325,17 @@ def _write_csv(file: IO[str], records: Sequence[Record]) -> None:
         for name in header:
             value = record[name]
             cell = "" if value is None else value if isinstance(value, str) else _json(value)
-            if isinstance(value, str) and _from_cell(name, cell) != value:
+            if isinstance(value, str) and not _stays(name, cell):
                 raise ValueError(
                     f"row {number}: as a csv cell, {name} would be read as JSON and not as the "
                     f"text that it is; save to .jsonl or .parquet instead"
                 )
             cells.append(cell)
         writer.writerow(cells)
+
+
+def _stays(name: str, cell: str) -> bool:
+    try:
+        return _from_cell(name, cell) == cell
+    except Fault:
+        return False

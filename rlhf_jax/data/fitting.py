@@ -10,27 +10,25 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rlhf_jax.data.formats import COLUMNS, Kind, Messages, Row
+from rlhf_jax.data.templates import Part, Template, as_template, parts
 from rlhf_jax.types import Sequences
 
 __all__ = [
+    "Answer",
     "CutReport",
     "Encode",
     "Encoder",
     "Fitted",
-    "Template",
     "Tokenised",
     "encoder_of",
     "numbered",
     "padded",
-    "plain_template",
     "reported",
     "sequences_of",
 ]
 
 # text -> tokens, without special tokens: those at the ends are put there here.
 Encode = Callable[[str], Sequence[int]]
-# messages, whether the beginning of an answer is to follow -> text
-Template = Callable[[Messages, bool], str]
 
 
 @dataclass(frozen=True)
@@ -42,8 +40,10 @@ class CutReport:
         prompts_cut: how many prompts lost their beginning.
         responses_cut: in how many a response lost its end.
         tied: pairs left out because they were tied.
-        indistinct: pairs left out because, as tokens and cut, their sides are the same.
-        unmarked: solutions left out because the cut left no marked step.
+        indistinct: pairs and rankings left out because, as tokens and cut, two sides are the same.
+        unmarked: rows left out because there is nothing to learn in them: no message by the
+            assistant, or no marked step that was not cut.
+        incomplete: rankings left out because of the number of their answers.
     """
 
     rows: int = 0
@@ -52,6 +52,7 @@ class CutReport:
     tied: int = 0
     indistinct: int = 0
     unmarked: int = 0
+    incomplete: int = 0
 
 
 class Tokenised(NamedTuple):
@@ -69,21 +70,18 @@ class Tokenised(NamedTuple):
     report: CutReport
 
 
-def plain_template(messages: Messages, begin_answer: bool) -> str:
-    r"""Who said what, in plain words: for models that were taught no template of their own.
+class Answer(NamedTuple):
+    """A response as tokens, of each of which it is said whether the assistant wrote it."""
 
-    >>> plain_template([{"role": "user", "content": "Hello"}], True)
-    'User: Hello\n\nAssistant:'
-    """
-    said = [f"{message['role'].capitalize()}: {message['content']}" for message in messages]
-    return "\n\n".join([*said, "Assistant:"] if begin_answer else said)
+    tokens: list[int]
+    written: list[bool]
 
 
 class Fitted(NamedTuple):
     """A prompt and its responses as tokens that fit, and which of them had to be cut for that."""
 
     prompt: list[int]
-    responses: list[list[int]]
+    responses: list[Answer]
     prompts_cut: bool
     responses_cut: bool
 
@@ -107,47 +105,82 @@ class Encoder(NamedTuple):
             raise ValueError(f"{place}: encode gave a negative token")
         return tokens
 
-    def texts(self, prompt: str | Messages, responses: list, place: str) -> tuple[str, list[str]]:
+    def texts(
+        self, prompt: str | Messages, responses: Sequence[str | Messages], place: str
+    ) -> tuple[str, list[list[Part]]]:
         """Conversations as text; what is text already as it is."""
         if isinstance(prompt, str):
-            return prompt, responses
-        opened = self.template(prompt, True)
-        whole = [self.template(prompt + response, False) for response in responses]
-        if not all(text.startswith(opened) for text in whole):
-            raise ValueError(
-                f"{place}: template(prompt, True) is not how template(prompt + answer, False) "
-                f"begins, so nobody can tell where the answer starts; the prompt is {opened!r}"
-            )
-        return opened, [text[len(opened) :] for text in whole]
+            return prompt, [[(response, True)] for response in responses]
+        split = [parts(self.template, prompt, response, place) for response in responses or [[]]]
+        return split[0][0], [answer for _, answer in split] if responses else []
 
-    def fitted(self, prompt: str | Messages, responses: list, place: str) -> Fitted:
+    def answer(self, said: list[Part], place: str) -> Answer:
+        """A response as tokens: each part by itself, as the prompt when a model is asked."""
+        encoded = [(self.tokens(text, place), by) for text, by in said]
+        tokens = [token for part, _ in encoded for token in part]
+        return Answer(tokens, [by for part, by in encoded for _ in part])
+
+    def fitted(
+        self, prompt: str | Messages, responses: Sequence[str | Messages], place: str
+    ) -> Fitted:
         """All responses with the same prompt: cut differently, they would answer different ones."""
         opened, texts = self.texts(prompt, responses, place)
-        return self.fit(opened, [self.tokens(text, place) for text in texts], place)
+        return self.fit(opened, [self.answer(said, place) for said in texts], place)
 
-    def fit(self, prompt: str, responses: list[list[int]], place: str) -> Fitted:
+    def fit(self, prompt: str, responses: list[Answer], place: str) -> Fitted:
         """The same with responses that are tokens already."""
-        if not all(responses):
+        if not all(any(response.written) for response in responses):
             raise ValueError(f"{place}: encode gave no token for a response")
         before = [] if self.bos_id is None else [self.bos_id]
-        after = [] if self.eos_id is None else [self.eos_id]
-        responses = [response + after for response in responses]
         asked = self.tokens(prompt, place)
-        longest = max(map(len, responses), default=0)
+        if before and asked[:1] == before:
+            raise ValueError(
+                f"{place} begins with the token {self.bos_id} already: leave bos_id out if the "
+                "template writes it, and let encode add no special tokens"
+            )
+        if self.eos_id is not None:
+            responses = [self._ended(response, place) for response in responses]
+        longest = max((len(response.tokens) for response in responses), default=0)
         room = max(self.max_length - longest, self.max_length // 2) - len(before)
         start = max(len(asked) - room, 0)
         asked = before + asked[start:]
         left = self.max_length - len(asked)
-        return Fitted(asked, [each[:left] for each in responses], start > 0, longest > left)
+        cut = [Answer(tokens[:left], written[:left]) for tokens, written in responses]
+        return Fitted(asked, cut, start > 0, longest > left)
+
+    def _ended(self, response: Answer, place: str) -> Answer:
+        # A template may have written a line break behind it.
+        if self.eos_id in response.tokens[-2:]:
+            raise ValueError(
+                f"{place} ends with the token {self.eos_id} already: leave eos_id out if the "
+                "template writes it, and let encode add no special tokens"
+            )
+        # Who spoke last ended.
+        return Answer([*response.tokens, self.eos_id], [*response.written, response.written[-1]])
 
 
 def encoder_of(
-    encode: Encode, max_length: int, template: Template, bos_id: int | None, eos_id: int | None
+    encode: Any, max_length: int, template: Any, bos_id: int | None, eos_id: int | None
 ) -> Encoder:
     """An ``Encoder``, if the arguments allow one."""
     if operator.index(max_length) < 4:
         raise ValueError(f"max_length must be at least 4, not {max_length}")
-    return Encoder(encode, max_length, template, bos_id, eos_id)
+    if not callable(encode) and not hasattr(encode, "encode"):
+        kind = type(encode).__name__
+        raise ValueError(f"encode must be a function or a tokenizer, not {kind}")
+    return Encoder(_encode_of(encode), max_length, as_template(template), bos_id, eos_id)
+
+
+def _encode_of(tokenizer: Any) -> Encode:
+    """A tokenizer's, of ``tokenizers`` or of ``transformers``; a function as it is."""
+    if not hasattr(tokenizer, "encode"):
+        return tokenizer
+
+    def encode(text: str) -> Sequence[int]:
+        found = tokenizer.encode(text, add_special_tokens=False)
+        return getattr(found, "ids", found)
+
+    return encode
 
 
 def numbered(rows: Iterable[Row], *kinds: Kind) -> Iterator[tuple[int, Row]]:
@@ -175,11 +208,14 @@ def padded(
     return tokens, mask
 
 
-def sequences_of(rows: list[tuple[list[int], list[int]]], pad_id: int) -> Sequences:
+def sequences_of(rows: Iterable[tuple[list[int], Answer]], pad_id: int) -> Sequences:
     """Prompts with their responses."""
-    tokens, mask = padded([prompt + response for prompt, response in rows], pad_id)
-    start = np.array([len(prompt) for prompt, _ in rows])
-    return Sequences(tokens, mask, mask & (np.arange(tokens.shape[1]) >= start[:, None]))
+    rows = list(rows)
+    tokens, mask = padded([prompt + answer.tokens for prompt, answer in rows], pad_id)
+    written = np.zeros(tokens.shape, bool)
+    for number, (prompt, answer) in enumerate(rows):
+        written[number, len(prompt) : len(prompt) + len(answer.written)] = answer.written
+    return Sequences(tokens, mask, written)
 
 
 def reported(counts: Counter, index: list[int]) -> CutReport:

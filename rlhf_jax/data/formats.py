@@ -15,11 +15,13 @@ from rlhf_jax.data.files import Fault, Record
 __all__ = [
     "COLUMNS",
     "EXTRAS",
+    "ROLES",
     "TRL",
     "Format",
     "Kind",
     "Messages",
     "Row",
+    "answered",
     "boolean",
     "described",
     "different",
@@ -56,9 +58,10 @@ COLUMNS: dict[Kind, tuple[str, ...]] = {
     "text": ("text",),
     "messages": ("messages",),
 }
-# Those it has if the source says so. margin: rating of the chosen less that of the rejected, in the
-# source's unit (TRL's name). tied: the two were called equal, and which stands first means nothing.
-# marks: 1 for a right step, 0 for a wrong one, 0.5 for neither, where labels know only two.
+# Those it has if the source says so. margin: rating of the chosen less that of the rejected, or how
+# strong the preference is, in the source's unit (TRL's name). tied: the two were called equal, and
+# which stands first means nothing. marks: 1 for a right step, 0 for a wrong one, 0.5 for neither,
+# where labels know only two.
 EXTRAS: dict[Kind, tuple[str, ...]] = {
     **dict.fromkeys(COLUMNS, ("rater", "source")),
     "preference": ("margin", "tied", "rater", "source"),
@@ -115,6 +118,10 @@ def text(value: Any, name: str) -> str:
     return value
 
 
+# Who speaks in a conversation. A template would leave out a misspelt one, or write it as it is.
+ROLES = ("system", "developer", "user", "assistant", "tool", "function")
+
+
 def said(value: Any, name: str) -> str | Messages:
     """A text, or a conversation reduced to who said what."""
     value = value.tolist() if isinstance(value, np.ndarray) else value
@@ -122,13 +129,22 @@ def said(value: Any, name: str) -> str | Messages:
         return text(value, name)
     if not value:
         raise Fault(f"{name} is empty: no message")
-    return [
-        {
-            key: text(get(message, key, f"{name}[{index}]."), f"{name}[{index}].{key}")
-            for key in ("role", "content")
-        }
-        for index, message in enumerate(value)
-    ]
+    messages = []
+    for index, message in enumerate(value):
+        where = f"{name}[{index}]."
+        role = text(get(message, "role", where), f"{where}role")
+        if role not in ROLES:
+            raise Fault(f"{where}role is {role!r}: an unknown role, none of {', '.join(ROLES)}")
+        content = text(get(message, "content", where), f"{where}content")
+        messages.append({"role": role, "content": content})
+    return messages
+
+
+def answered(value: str | Messages, name: str) -> str | Messages:
+    """An answer: of a conversation it begins with what the assistant says."""
+    if isinstance(value, list) and value[0]["role"] != "assistant":
+        raise Fault(f"{name} begins with the {value[0]['role']}, not with the assistant's answer")
+    return value
 
 
 def number(value: Any, name: str) -> float:
@@ -137,7 +153,7 @@ def number(value: Any, name: str) -> float:
         if isinstance(value, bool) or value is None:
             raise TypeError
         found = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise Fault(f"{name} is {described(value)}, not a number") from None
     if not np.isfinite(found):
         raise Fault(f"{name} is {found}, not a finite number")
@@ -179,8 +195,16 @@ def extras(record: Record, **names: str) -> Row:
         elif ours == "marks":
             row[ours] = [number(each, name) for each in items(value, name)]
         else:
-            row[ours] = text(str(value), name)
+            row[ours] = _called(value, name)
     return row
+
+
+def _called(value: Any, name: str) -> str:
+    """A name, which may be a number. Where some are missing, pandas writes 3 as 3.0."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise Fault(f"{name} is {described(value)}, not a name")
+    whole = isinstance(value, float) and value.is_integer()
+    return text(str(int(value) if whole else value), name)
 
 
 def different(row: Row) -> Row:
@@ -208,8 +232,8 @@ def preference(record: Record, _: str | None = None) -> Iterator[Row]:
         repeated = all(side[: len(prompt)] == prompt for side in (chosen, rejected))
         if repeated and min(len(chosen), len(rejected)) > len(prompt):
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
-    yield different(row) | extras(record)
+    sides = {"chosen": answered(chosen, "chosen"), "rejected": answered(rejected, "rejected")}
+    yield different({"prompt": prompt} | sides) | extras(record)
 
 
 def _split(chosen: Any, rejected: Any) -> tuple[Any, Any, Any]:
@@ -234,13 +258,18 @@ def _implicit(record: Record, _: str | None) -> Iterator[Row]:
         text(rejected, "rejected after the common beginning")
     elif not prompt:
         raise Fault("chosen and rejected have no first message in common that would be the prompt")
-    yield {"prompt": prompt, "chosen": chosen, "rejected": rejected} | extras(record)
+    sides = {
+        name: answered(side, f"{name} after the common beginning")
+        for name, side in (("chosen", chosen), ("rejected", rejected))
+    }
+    yield {"prompt": prompt} | sides | extras(record)
 
 
 def _answer(record: Record, _: str | None) -> Iterator[Row]:
     row = {name: said(get(record, name), name) for name in ("prompt", "completion")}
     if isinstance(row["prompt"], str) != isinstance(row["completion"], str):
         raise Fault("prompt and completion must both be texts or both be conversations")
+    answered(row["completion"], "completion")
     yield row | extras(record)
 
 

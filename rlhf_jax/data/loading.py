@@ -69,20 +69,24 @@ def load_feedback(
 ) -> Loaded:
     """Feedback as rows with TRL's standard columns, whatever columns it came in.
 
-    TRL's formats and the raw columns of hh-rlhf, UltraFeedback (both), HelpSteer2, SHP, PRM800K,
-    Math-Shepherd and the comparisons of summarize-from-feedback are told apart by their columns.
+    TRL's formats and the raw columns of hh-rlhf, UltraFeedback (both), HelpSteer2 (both), SHP,
+    PRM800K, Math-Shepherd and the comparisons of summarize-from-feedback are told apart by their
+    columns.
     Beyond TRL's columns a row has, where the source says: ``rater``, who answered; ``margin``, the
-    difference of the ratings; ``tied``; ``marks`` of steps with the neutral as 0.5; ``source``,
-    which part of the collection it is from. Prompts are explicit: an implicit one is the longest
-    common beginning, in whole words or messages (with a text it may be empty).
+    difference of the ratings, or how strong the preference is; ``tied``; ``marks`` of steps with
+    the neutral as 0.5; ``source``, which part of the collection it is from (of HelpSteer2's
+    preferences, which are one file, the split). Prompts are explicit: an implicit one is the
+    longest common beginning, in whole words or messages (with a text it may be empty). The roles in
+    conversations are those of ``data.formats.ROLES``, and answers begin with the assistant's.
 
     Args:
         path_or_hub_name: a file (jsonl, json, csv, parquet; all but parquet also as ``.gz``), a
             folder of such files, or else the name of a set on the hub, which the ``datasets``
             library loads. No code that comes with the data is run, and no pickle is read.
         format: the format's name, one of ``data.checking.FORMATS``; recognised if not given.
-        split: which split of a set on the hub, or which of a folder's files, by their names; files
-            named after no split are ``"train"``. A single file is read whatever its name.
+        split: which split of a set on the hub, or which of a folder's files, by their names (or
+            else those of their folders): ``"train"`` are also files with ``train_prefs`` in their
+            names, or those named after no split. A single file is read whatever its name.
         streaming: whether to read as the rows are asked for, for what does not fit in memory.
         on_error: ``"raise"`` stops at malformed records and lists the first ten problems;
             ``"skip"`` leaves them out, counts them in the report and warns.
@@ -95,7 +99,7 @@ def load_feedback(
         rename: for columns of other names, from theirs to the expected: ``{"answer":
             "completion"}``.
         config: the configuration of a set on the hub.
-        data_dir: the folder in a set on the hub.
+        data_dir: the folder in a set on the hub: ``"preference"`` in HelpSteer2, say.
         revision: the version of a set on the hub.
 
     Returns:
@@ -106,7 +110,8 @@ def load_feedback(
             stream it comes when the rows are asked for.
         ValueError: no format fits (the message says what was found and what each needs), or an
             argument is wrong.
-        FileNotFoundError: there is no such file, split or set.
+        FileNotFoundError: there is no such file, no file of the split, or no such set on the hub.
+            Of a split that a set on the hub lacks, the ``datasets`` library gives the error.
 
     What it cannot know: whether the labels mean what their columns promise. Files on the hub are
     parsed by the ``datasets`` library, so of those that are broken as files it gives the error.
@@ -125,9 +130,20 @@ def load_feedback(
     files, ignored, records = _opened(
         path_or_hub_name, split, streaming, config, data_dir, revision
     )
-    if rename:
-        records = ((place, _renamed(record, rename)) for place, record in records)
     first = peeked(records)
+    if not first:
+        raise ValueError(f"there are no records in {', '.join(files)}")
+    records = itertools.chain(first, records)
+    if rename:
+        seen = dict.fromkeys(
+            name for _, record in first if isinstance(record, dict) for name in record
+        )
+        if seen and (lacking := [theirs for theirs in rename if theirs not in seen]):
+            there = ", ".join(map(str, seen))
+            raise ValueError(f"rename: no column {', '.join(lacking)}; there are {there}")
+        records = ((place, _renamed(record, rename)) for place, record in records)
+        first = list(itertools.islice(records, len(first)))
+        records = itertools.chain(first, records)
     name = format or recognise(first)
     source = FORMATS[name]
     kind = "preference" if pairs else source.kind
@@ -140,7 +156,7 @@ def load_feedback(
         raise ValueError(f"keep names what the rows have anyway: {', '.join(doubled)}")
 
     report = LoadReport(name, files, ignored)
-    rows = converted(itertools.chain(first, records), source, attribute, keep, report)
+    rows = converted(records, source, attribute, keep, report)
     rows = alike(paired(rows) if pairs else rows, kind)
     rows = checked(rows, on_error, report, streaming=streaming)
     if streaming:
@@ -153,8 +169,9 @@ def save_feedback(
 ) -> int:
     r"""Write rows to a file in one of TRL's formats; ``load_feedback`` gives the same rows again.
 
-    Our own columns and any others go with them. In ``preference_implicit`` the prompt is put before
-    both sides; what comes back may have a longer prompt, if the answers begin alike.
+    Our own columns and any others go with them. TRL knows no ``tied``, so leave tied pairs out if
+    it is to learn from them. In ``preference_implicit`` the prompt is put before both sides; what
+    comes back may have a longer prompt, if the answers begin alike.
 
     Args:
         rows: rows such as ``load_feedback`` gives, of one kind.
@@ -238,23 +255,35 @@ def _opened(path_or_hub_name, split, streaming, config, data_dir, revision):
 def _of_split(folder: Path, split: str) -> tuple[list[Path], list[Path]]:
     """A folder's files of a split, and what else is there."""
     inside = {
-        path: path.relative_to(folder).as_posix().lower()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        path: path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()
     }
-    # What the datasets library writes about a set is no part of it.
-    known = [path for path in inside if suffix(path) and not path.stem.startswith("dataset_info")]
 
-    def named(path: Path, word: str) -> bool:
-        return bool(re.search(rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9])", inside[path]))
+    # What the datasets library writes about a set is no part of it, nor are hidden files.
+    def known(path: Path) -> bool:
+        hidden = any(part.startswith(".") for part in inside[path].parts)
+        return bool(suffix(path)) and not hidden and not path.stem.startswith("dataset_info")
 
-    files = [path for path in known if named(path, split)]
+    def named(path: Path) -> set[str]:
+        """Splits that its name tells, or else the folder that it is in, or that one's folder."""
+        for part in reversed(inside[path].parts):
+            words = {
+                word
+                for word in (split, *_SPLITS)
+                if re.search(rf"(?<![a-z0-9]){re.escape(word.lower())}(?![a-z0-9])", part.lower())
+            }
+            if words:
+                return words
+        return set()
+
+    splits = {path: named(path) for path in inside if known(path)}
+    files = [path for path, words in splits.items() if split in words]
     if not files and split == "train":
-        files = [path for path in known if not any(named(path, word) for word in _SPLITS)]
+        files = [path for path, words in splits.items() if not words]
     if not files:
+        there = [path.as_posix() for path in inside.values()]
         raise FileNotFoundError(
             f"no file in {folder} is of the split {split!r} and one of {', '.join(SUFFIXES)}; "
-            f"there are: {', '.join(list(inside.values())[:20]) or 'none'}"
+            f"there are: {', '.join(there[:20]) or 'none'}"
         )
     return files, [path for path in inside if path not in files]
 
@@ -306,5 +335,8 @@ def _dataset(rows: list[Row], kind: Kind, keep: Sequence[str]) -> "datasets.Data
     features = datasets.Features({name: types[name] for name in columns})
     dataset = datasets.Dataset.from_dict(data, features=features)
     for name in keep:
-        dataset = dataset.add_column(name, [row[name] for row in rows])
+        try:
+            dataset = dataset.add_column(name, [row[name] for row in rows])
+        except (ValueError, TypeError) as error:  # Arrow's are both.
+            raise ValueError(f"keep: {name} cannot be one column of a Dataset: {error}") from None
     return dataset

@@ -1,7 +1,12 @@
 """The raw columns of published sets of feedback, each as rows of the one form of ``formats``.
 
 What the columns mean is from the sets' cards and from the scripts by which they are commonly read;
-what only looked at the data could tell (how many rows are malformed, say) is not known here.
+what only looking at the data could tell (how many rows are malformed, say) is not known here.
+
+Of HelpSteer2's ``preference`` folder, the columns, the sign of the strength (below 0 the first is
+better) and the turns in a prompt are as its card describes them. The set on the hub is one file,
+whose own column ``split`` tells training from validation, and becomes ``source``. Not read are the
+single annotators' preferences, which name nobody (``keep`` them to use them).
 """
 
 import re
@@ -96,11 +101,46 @@ def _ultrafeedback(record: Record, attribute: str | None) -> Iterator[Row | Faul
             yield fault
 
 
+# Between the turns of a prompt that has several, as the set's card has it; 29% have, it says.
+_EXTRA_ID = re.compile(r"\n<extra_id_1>(User|Assistant)\n")
+
+
+def _asked(prompt: Any) -> Messages:
+    """A prompt of HelpSteer2 as the turns that it holds, the user's first and last."""
+    first, *turns = _EXTRA_ID.split(text(prompt, "prompt"))
+    roles = ["user", *(role.lower() for role in turns[::2])]
+    if roles != ["user", "assistant"] * (len(roles) // 2) + ["user"]:
+        raise Fault(f"the turns in prompt are those of {', '.join(roles)}: not by turns, user last")
+    return [
+        {"role": role, "content": text(content, f"turn {number} in prompt")}
+        for number, (role, content) in enumerate(
+            zip(roles, [first, *turns[1::2]], strict=True), start=1
+        )
+    ]
+
+
+def _answered(content: Any, name: str) -> Messages:
+    return [{"role": "assistant", "content": text(content, name)}]
+
+
 def _helpsteer2(record: Record, attribute: str | None) -> Iterator[Row]:
-    prompt, response = (text(get(record, name), name) for name in ("prompt", "response"))
     name = attribute or "helpfulness"
-    rating = number(get(record, name), name)
-    yield _exchange(prompt, response) | {"rating": rating} | extras(record)
+    yield {
+        "prompt": _asked(get(record, "prompt")),
+        "completion": _answered(get(record, "response"), "response"),
+        "rating": number(get(record, name), name),
+    } | extras(record)
+
+
+def _helpsteer2_preference(record: Record, _: str | None) -> Iterator[Row]:
+    strength = number(get(record, "preference_strength"), "preference_strength")
+    if strength not in range(-3, 4):
+        raise Fault(f"preference_strength is {strength:g}: none of the whole numbers from -3 to 3")
+    sides = [_answered(get(record, name), name) for name in ("response_1", "response_2")]
+    chosen, rejected = sides if strength <= 0 else sides[::-1]
+    row = {"prompt": _asked(get(record, "prompt")), "chosen": chosen, "rejected": rejected}
+    row |= {"margin": abs(strength), "tied": strength == 0}
+    yield different(row) | extras(record, source="split")
 
 
 def _shp(record: Record, _: str | None) -> Iterator[Row]:
@@ -267,6 +307,12 @@ PUBLISHED: dict[str, Format] = {
             "verbosity",
         ),
         _helpsteer2,
+    ),
+    "helpsteer2_preference": Format(
+        "preference",
+        ("prompt", "response_1", "response_2", "preference_strength"),
+        _helpsteer2_preference,
+        reads=("split",),
     ),
     "shp": Format(
         "preference",

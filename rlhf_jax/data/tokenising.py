@@ -1,37 +1,41 @@
-"""Rows of text as padded batches of tokens, with any tokenizer."""
+"""What people said of texts as padded batches of tokens, with any tokenizer."""
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain
-from typing import Literal
+from itertools import chain, combinations, groupby
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from rlhf_jax import feedback
 from rlhf_jax.data.fitting import (
+    Answer,
     Encode,
-    Template,
     Tokenised,
     encoder_of,
     numbered,
-    padded,
-    plain_template,
     reported,
     sequences_of,
 )
 from rlhf_jax.data.formats import Row
-from rlhf_jax.types import Preferences, Prompts, Rated
+from rlhf_jax.data.templates import Template, plain_template
+from rlhf_jax.types import Preferences, Ranked, Rated
 
-__all__ = ["tokenise_preferences", "tokenise_prompts", "tokenise_rated", "tokenise_steps"]
+__all__ = [
+    "tokenise_preferences",
+    "tokenise_ranked",
+    "tokenise_rated",
+    "tokenise_steps",
+]
 
 
 def tokenise_preferences(
     rows: Iterable[Row],
-    encode: Encode,
+    encode: Encode | Any,
     *,
     max_length: int,
-    template: Template = plain_template,
+    template: Template | Any = plain_template,
     bos_id: int | None = None,
     eos_id: int | None = None,
     pad_id: int = 0,
@@ -45,11 +49,12 @@ def tokenise_preferences(
 
     Args:
         rows: with ``prompt``, ``chosen``, ``rejected`` (``load_feedback``); all of them are held.
-        encode: text to tokens, without special tokens: it is called on the prompt and on the
-            response by themselves.
+        encode: text to tokens, without special tokens, or a tokenizer of ``tokenizers`` or
+            ``transformers``: it is called on the prompt and on the response by themselves.
         max_length: the most tokens in a row, those at the ends included.
-        template: conversations to text. Of a Hugging Face tokenizer: ``lambda messages, begin:
-            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=begin)``.
+        template: conversations to text: a function, jinja, or a Hugging Face tokenizer; see
+            ``chat_template``. Where others speak in a response, only the assistant's tokens are in
+            ``response_mask``, those that a template writes behind them included.
         bos_id: the token to begin with, unless ``template`` writes it.
         eos_id: the token to end responses with, unless ``template`` writes it. Without either a
             model does not learn to stop.
@@ -63,7 +68,8 @@ def tokenise_preferences(
 
     Raises:
         ValueError: a row has no such columns, a response no tokens, no row is left, or an argument
-            is wrong. ``encode`` is not checked to be free of special tokens.
+            is wrong; or a template writes a conversation otherwise once it goes on, or a token that
+            ``bos_id`` or ``eos_id`` would write again.
 
     >>> rows = [{"prompt": "ab", "chosen": "c", "rejected": "de"}]
     >>> batch, index, report = tokenise_preferences(rows, str.encode, max_length=8, eos_id=1)
@@ -83,7 +89,7 @@ def tokenise_preferences(
             counts["tied"] += 1
             continue
         fitted = encoder.fitted(row["prompt"], [row["chosen"], row["rejected"]], f"row {number}")
-        if fitted.responses[0] == fitted.responses[1]:
+        if fitted.responses[0].tokens == fitted.responses[1].tokens:
             counts["indistinct"] += 1
             continue
         counts.update(prompts_cut=fitted.prompts_cut, responses_cut=fitted.responses_cut)
@@ -102,10 +108,10 @@ def tokenise_preferences(
 
 def tokenise_rated(
     rows: Iterable[Row],
-    encode: Encode,
+    encode: Encode | Any,
     *,
     max_length: int,
-    template: Template = plain_template,
+    template: Template | Any = plain_template,
     bos_id: int | None = None,
     eos_id: int | None = None,
     pad_id: int = 0,
@@ -149,9 +155,84 @@ def tokenise_rated(
     return Tokenised(Rated(sequences_of(kept, pad_id), values), np.array(index), report)
 
 
+def tokenise_ranked(
+    rows: Iterable[Row],
+    encode: Encode | Any,
+    *,
+    max_length: int,
+    answers: int | None = None,
+    template: Template | Any = plain_template,
+    bos_id: int | None = None,
+    eos_id: int | None = None,
+    pad_id: int = 0,
+    ties: Literal["drop", "ignore"] = "drop",
+) -> Tokenised:
+    """Rated answers to one prompt, where they stand next to each other, as ``Ranked``.
+
+    Args:
+        rows: with ``prompt``, ``completion`` and ``rating``: UltraFeedback's, for instance.
+        encode: see ``tokenise_preferences``, as of the others.
+        max_length: the most tokens in a row.
+        answers: ``N``, how many each prompt must have; as many as most have, if not given.
+        template: conversations to text.
+        bos_id: the token to begin with.
+        eos_id: the token to end responses with.
+        pad_id: what the padding on the right holds.
+        ties: what becomes of prompts with equal ratings, as a ranking knows no ties: ``"drop"``; or
+            ``"ignore"``, as if the first of the equal ones were better.
+
+    Returns:
+        ``Tokenised`` with ``Ranked`` of ``B`` prompts, its ``index`` being ``int64[B, N]``. Prompts
+        with another number of answers are left out, and counted as ``incomplete``.
+
+    Raises:
+        ValueError: as ``tokenise_preferences``; or ``answers`` is below 2.
+
+    >>> rows = [{"prompt": "a", "completion": text, "rating": len(text)} for text in ("b", "cd")]
+    >>> batch, index, _ = tokenise_ranked(rows, str.encode, max_length=8)
+    >>> batch.sequences.tokens.tolist(), batch.rankings.tolist(), index.tolist()
+    ([[[97, 98, 0], [97, 99, 100]]], [[1, 0]], [[0, 1]])
+    """
+    if ties not in ("drop", "ignore"):
+        raise ValueError(f"ties must be 'drop' or 'ignore', not {ties!r}")
+    if answers is not None and answers < 2:
+        raise ValueError(f"answers must be at least 2, not {answers}")
+    encoder = encoder_of(encode, max_length, template, bos_id, eos_id)
+    together = groupby(numbered(rows, "rated"), key=lambda each: each[1]["prompt"])
+    groups = [(prompt, *zip(*group, strict=True)) for prompt, group in together]
+    if answers is None:
+        sizes = Counter(len(given) for _, _, given in groups if len(given) > 1)
+        answers = max(sizes, key=sizes.get, default=2)
+    kept, ratings, index, counts = [], [], [], Counter()
+    for prompt, numbers, given in groups:
+        counts["rows"] += len(given)
+        values = [float(row["rating"]) for row in given]
+        if len(given) != answers:
+            counts["incomplete"] += 1
+            continue
+        if ties == "drop" and len(set(values)) < answers:
+            counts["tied"] += 1
+            continue
+        completions = [row["completion"] for row in given]
+        fitted = encoder.fitted(prompt, completions, f"row {numbers[0]}")
+        if any(one.tokens == two.tokens for one, two in combinations(fitted.responses, 2)):
+            counts["indistinct"] += 1
+            continue
+        counts.update(prompts_cut=fitted.prompts_cut, responses_cut=fitted.responses_cut)
+        kept += [(fitted.prompt, response) for response in fitted.responses]
+        ratings.append(values)
+        index.append(numbers)
+    report = reported(counts, index)
+    sequences = jax.tree.map(
+        lambda array: array.reshape(len(index), answers, -1), sequences_of(kept, pad_id)
+    )
+    order = np.argsort(-np.array(ratings), axis=1, kind="stable").astype(np.int32)
+    return Tokenised(Ranked(sequences, order), np.array(index), report)
+
+
 def tokenise_steps(
     rows: Iterable[Row],
-    encode: Encode,
+    encode: Encode | Any,
     *,
     max_length: int,
     separator: str = "\n",
@@ -196,13 +277,15 @@ def tokenise_steps(
         steps = [encoder.tokens(step + separator, place) for step in row["completions"]]
         if not all(steps):
             raise ValueError(f"{place}: encode gave no token for a step")
-        fitted = encoder.fit(row["prompt"] + separator, [list(chain(*steps))], place)
+        tokens = list(chain(*steps))
+        answer = Answer(tokens, [True] * len(tokens))
+        fitted = encoder.fit(row["prompt"] + separator, [answer], place)
         given = row.get("marks")
         given = row["labels"] if given is None else given
         if len(given) != len(steps):
             raise ValueError(f"{place} has {len(steps)} completions and {len(given)} marks")
         end = len(fitted.prompt) - 1 + np.cumsum([len(step) for step in steps])
-        end = end[end < len(fitted.prompt) + len(fitted.responses[0])]
+        end = end[end < len(fitted.prompt) + len(fitted.responses[0].tokens)]
         if not len(end):
             counts["unmarked"] += 1
             continue
@@ -218,47 +301,3 @@ def tokenise_steps(
     columns[mask], values[mask] = np.concatenate(ends), np.concatenate(marks)
     steps = feedback.Steps(marks=values, ends=columns, mask=mask)
     return Tokenised((sequences_of(kept, pad_id), steps), np.array(index), report)
-
-
-def tokenise_prompts(
-    rows: Iterable[Row],
-    encode: Encode,
-    *,
-    max_length: int,
-    template: Template = plain_template,
-    bos_id: int | None = None,
-    pad_id: int = 0,
-) -> Tokenised:
-    """The prompts of any rows that have one as ``Prompts``, padded on the left.
-
-    Args:
-        rows: with ``prompt``.
-        encode: see ``tokenise_preferences``, as of the others.
-        max_length: the most tokens in a prompt; a longer one loses its beginning.
-        template: conversations to text.
-        bos_id: the token to begin with.
-        pad_id: what the padding holds.
-
-    Returns:
-        ``Tokenised`` with ``Prompts`` of ``B`` rows.
-
-    Raises:
-        ValueError: as ``tokenise_preferences``; or a prompt is empty.
-
-    >>> rows = [{"prompt": "ab"}, {"prompt": "c"}]
-    >>> tokenise_prompts(rows, str.encode, max_length=8).batch.tokens.tolist()
-    [[97, 98], [0, 99]]
-    """
-    encoder = encoder_of(encode, max_length, template, bos_id, None)
-    kept, counts = [], Counter()
-    for number, row in numbered(rows, "prompt_only"):
-        counts["rows"] += 1
-        opened, _ = encoder.texts(row["prompt"], [], f"row {number}")
-        fitted = encoder.fit(opened, [], f"row {number}")
-        if not fitted.prompt:
-            raise ValueError(f"row {number}: encode gave no token for the prompt")
-        counts.update(prompts_cut=fitted.prompts_cut)
-        kept.append(fitted.prompt)
-    index = list(range(len(kept)))
-    report = reported(counts, index)
-    return Tokenised(Prompts(*padded(kept, pad_id, left=True)), np.array(index), report)

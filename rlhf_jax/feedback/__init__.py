@@ -1,18 +1,14 @@
 """Feedback: what people say about texts, in every form, and what follows from one for another."""
 
+from rlhf_jax.feedback.batches import decided, preferences, ranked, rated, token_rewards
 from rlhf_jax.feedback.conversions import (
     averaged,
     comparison_from_correction,
     comparisons_from_ratings,
-    decided,
     majority,
     pairs_from_ranking,
-    preferences,
-    ranked,
-    rated,
     rating_from_attributes,
     rating_from_steps,
-    token_rewards,
 )
 from rlhf_jax.feedback.forms import (
     Attributes,

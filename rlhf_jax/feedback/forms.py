@@ -5,6 +5,8 @@ example ``b``. The examples themselves are not repeated. An example is whatever 
 looks at: sequences, feature vectors, or indices into a table of items.
 """
 
+from collections.abc import Sequence
+
 import flax.struct
 import jax
 
@@ -101,7 +103,8 @@ class Label(Feedback):
     """Which of a fixed set of choices applies.
 
     Attributes:
-        choice: ``int32[B]``, index of the choice; of good and bad, 1 is good.
+        choice: ``int32[B]``, index of the choice; of good and bad, 1 is good. How many there are to
+            choose from is not repeated: what must know it takes ``choices``.
     """
 
     choice: jax.Array
@@ -123,7 +126,7 @@ class Correction(Feedback):
     """The example as it should have been.
 
     Attributes:
-        corrected: a pytree as the examples'.
+        corrected: a pytree as the examples'; of the ``judges``, their ``Texts``.
     """
 
     corrected: PyTree
@@ -145,10 +148,11 @@ class Critique(Feedback):
     """What is wrong with the example, in words.
 
     Attributes:
-        text: the critiques, ``Sequences`` of ``B`` rows.
+        text: the ``B`` critiques: ``Sequences``; the numbers ``int32[B]`` of statements that are
+            known; or, outside compiled functions, a list of strings, as the ``judges`` give it.
     """
 
-    text: Sequences
+    text: Sequences | jax.Array | Sequence[str]
 
 
 @flax.struct.dataclass(kw_only=True)

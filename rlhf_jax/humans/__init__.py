@@ -1,6 +1,32 @@
 """Humans: pure functions that answer questions about examples, ``(key, examples) -> feedback``."""
 
+from rlhf_jax.humans.biases import (
+    near_ties,
+    persuadable,
+    with_bias,
+    with_position_bias,
+    with_ties,
+)
+from rlhf_jax.humans.choices import (
+    choosing,
+    correcting,
+    criticising,
+    demonstrating,
+    plackett_luce,
+)
 from rlhf_jax.humans.common import Human, Rate, Utility
+from rlhf_jax.humans.comparisons import boltzmann, bpref_teacher, comparing, oracle, thurstone
+from rlhf_jax.humans.effort import budgeted, with_effort, with_fatigue, with_skips
+from rlhf_jax.humans.judgements import (
+    approval,
+    attributes,
+    linear_scale,
+    marking_spans,
+    marking_steps,
+    ordinal,
+    rater_effects,
+)
+from rlhf_jax.humans.mistakes import Wrong, opposite, poisoned, with_mistakes
 from rlhf_jax.humans.raters import (
     RaterEffects,
     fit_rater_effects,
@@ -9,34 +35,12 @@ from rlhf_jax.humans.raters import (
     real_ratings,
     same_batch_pairs,
 )
-from rlhf_jax.humans.simulated import (
-    approval,
-    boltzmann,
-    bpref_teacher,
-    comparing,
+from rlhf_jax.humans.wishes import (
     drifting,
     hidden_context,
     limited_checker,
-    oracle,
-    ordinal,
     partial_observer,
-    plackett_luce,
     population,
-    rater_effects,
-    thurstone,
-)
-from rlhf_jax.humans.wrappers import (
-    budgeted,
-    near_ties,
-    persuadable,
-    poisoned,
-    with_bias,
-    with_effort,
-    with_fatigue,
-    with_mistakes,
-    with_position_bias,
-    with_skips,
-    with_ties,
 )
 
 __all__ = [
@@ -44,16 +48,26 @@ __all__ = [
     "Rate",
     "RaterEffects",
     "Utility",
+    "Wrong",
     "approval",
+    "attributes",
     "boltzmann",
     "bpref_teacher",
     "budgeted",
+    "choosing",
     "comparing",
+    "correcting",
+    "criticising",
+    "demonstrating",
     "drifting",
     "fit_rater_effects",
     "hidden_context",
     "limited_checker",
+    "linear_scale",
+    "marking_spans",
+    "marking_steps",
     "near_ties",
+    "opposite",
     "oracle",
     "ordinal",
     "partial_observer",

@@ -20,11 +20,11 @@ __all__ = [
     "Texts",
     "Unanswered",
     "aligned_texts",
+    "answers_of",
     "fields",
     "filled",
     "from_sequences",
     "spellings",
-    "split_answers",
     "summary",
 ]
 
@@ -116,16 +116,20 @@ def aligned_texts(**columns: Sequence[str]) -> None:
 def fields(name: str, template: str, wanted: Sequence[str]) -> list[tuple[str, str | None]]:
     """A template as literal texts, each with the field that follows it (or ``None``).
 
-    Each field must be there once: without one the judge would not see what it is to judge.
+    Each field must be there once, as it is: without one the judge would not see what it is to
+    judge.
 
     >>> fields("template", "Is {text} good?", ["text"])
     [('Is ', 'text'), (' good?', None)]
     """
     try:
-        parts = [(before, field) for before, field, _, _ in string.Formatter().parse(template)]
+        parsed = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"{name} is no template ({error}): write {{{{ for a brace") from None
+    parts = [(before, field) for before, field, _, _ in parsed]
     found = [field for _, field in parts if field is not None]
+    if formatted := [field for _, field, how, conversion in parsed if how or conversion]:
+        raise ValueError(f"{name} must have its fields as they are, without ! and :, {formatted}")
     if sorted(found) != sorted(wanted):
         right = ", ".join(f"{{{field}}}" for field in wanted)
         raise ValueError(f"{name} must have each of {right} once, not {found}")
@@ -161,15 +165,22 @@ def spellings(choice: str) -> list[str]:
     return [space + word for word in words for space in ("", " ")]
 
 
-def split_answers(rows: Sequence[float | Unanswered]) -> tuple[np.ndarray, dict[int, str]]:
-    """Answers as ``float32[B]``, nan where there is none, and the reasons by row.
+def answers_of(
+    ask: Ask, questions: Sequence[str], choices: tuple[str, str]
+) -> tuple[np.ndarray, dict[int, str]]:
+    """Asks; the log-odds ``float32[B]``, nan where there are none, and the reasons by row.
 
-    >>> split_answers([0.5, Unanswered("timed out")])
+    >>> answers_of(lambda questions, choices: [0.5, Unanswered("timed out")], "??", ("A", "B"))
     (array([0.5, nan], dtype=float32), {1: 'timed out'})
     """
+    rows = ask(questions, choices)
+    if len(rows) != len(questions):
+        raise ValueError(f"ask gave {len(rows)} answers to {len(questions)} questions")
     reasons = {row: x.reason for row, x in enumerate(rows) if isinstance(x, Unanswered)}
-    values = [np.nan if row in reasons else x for row, x in enumerate(rows)]
-    return np.array(values, np.float32), reasons
+    values = np.array([np.nan if row in reasons else x for row, x in enumerate(rows)], np.float32)
+    for row in np.flatnonzero(np.isnan(values)).tolist():
+        reasons.setdefault(row, "the log-odds are nan")
+    return values, dict(sorted(reasons.items()))
 
 
 def summary(reasons: Sequence[str] | Mapping[int, str], limit: int = 10) -> str:

@@ -200,7 +200,7 @@ def preferred(revised: Revised, judge: Judge | None = None) -> Verdicts:
 
     Returns:
         ``Verdicts`` of all rows. One that was not revised to the end is not put to the judge and
-        not answered.
+        not answered: its preference is 0.5.
 
     >>> done = Revised(Texts(["?"], ["no"]), [], Texts(["?"], ["yes"]), {})
     >>> preferred(done).comparison.preference.tolist()
@@ -229,7 +229,7 @@ def preferred(revised: Revised, judge: Judge | None = None) -> Verdicts:
 
     return Verdicts(
         Comparison(
-            preference=spread(verdicts.comparison.preference, jnp.nan),
+            preference=spread(verdicts.comparison.preference, 0.5),
             answered=jnp.array([row not in reasons for row in range(count)], bool),
         ),
         spread(verdicts.log_odds, jnp.nan),

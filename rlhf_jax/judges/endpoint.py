@@ -1,260 +1,19 @@
 """A language model behind an address that speaks OpenAI's chat-completions protocol.
 
-Hosted services speak it, and so do the servers one runs oneself. Nothing here needs more than the
-standard library: the protocol is one POST request with JSON in and out.
+Hosted services speak it, and so do the servers one runs oneself.
 """
 
-import email.utils
-import http.client
-import json
-import math
-import os
-import random
-import re
-import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlhf_jax import checks
-from rlhf_jax.judges.common import Assistant, Unanswered, aligned_texts, spellings
+from rlhf_jax.judges.common import Assistant, Unanswered, aligned_texts
+from rlhf_jax.judges.replies import chosen, first_choice, text_of
+from rlhf_jax.judges.transport import Failed, Settings, key_of, post
 
 __all__ = ["endpoint"]
-
-# A choice that is not among the likeliest tokens is taken to have no less than this probability.
-_LEAST = 1e-9
-_SHOWN = 200
-_SHORTEST_KEY = 8
-_PASSING = {408, 409, 425, 429}
-
-
-class _Failed(Exception):
-    """A request without a usable reply.
-
-    Attributes:
-        reason: in words.
-        said: what the server said, in full.
-        again: whether the same request may succeed later.
-        wait: for how many seconds the server asked to be left alone.
-    """
-
-    def __init__(
-        self, reason: str, said: Any = None, *, again: bool = False, wait: float | None = None
-    ):
-        super().__init__(reason)
-        self.reason, self.again, self.wait = reason, again, wait
-        self.said = said if said is None or isinstance(said, str) else json.dumps(said)
-
-    def told(self, key: str | None) -> str:
-        """The reason with the start of what was said, on one line and without the key."""
-        if self.said is None:
-            return self.reason
-        text = " ".join(self.said.split())
-        # A server may repeat it. (What is shorter than any key is a word like "none".)
-        if key is not None and len(key) >= _SHORTEST_KEY:
-            text = text.replace(key, "[key]")
-        return f"{self.reason}: {text if len(text) <= _SHOWN else text[:_SHOWN] + '...'!r}"
-
-
-class _Settings(NamedTuple):
-    """What every request has in common."""
-
-    url: str
-    key_variable: str | None
-    timeout: float
-    retries: int
-    backoff: float
-    max_wait: float
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another address."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
-
-
-def _key(variable: str | None) -> str | None:
-    """The key, or an error that does not show it."""
-    if variable is None:
-        return None
-    key = os.environ.get(variable)
-    if not key:
-        raise ValueError(f"key_variable: the environment variable {variable} is not set")
-    if not key.isascii() or not key.isprintable() or " " in key:
-        raise ValueError(f"key_variable: {variable} holds blanks or characters no key has")
-    return key
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds from a ``Retry-After`` header, which holds a number or a date."""
-    value = headers.get("Retry-After")
-    if value is None:
-        return None
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return None
-    return max(seconds, 0.0) if math.isfinite(seconds) else None
-
-
-def _read(response: Any, deadline: float) -> bytes:
-    """The whole body: a time-out of the socket alone would let a slow server drip for ever."""
-    expected, chunks = response.headers.get("Content-Length"), []
-    while chunk := response.read1(1 << 16):
-        chunks.append(chunk)
-        if time.monotonic() > deadline:
-            raise TimeoutError
-    body = b"".join(chunks)
-    if expected is not None and expected.isdigit() and len(body) < int(expected):
-        raise http.client.IncompleteRead(body, int(expected) - len(body))
-    return body
-
-
-def _post_once(settings: _Settings, body: Mapping[str, Any]) -> Any:
-    """One request; its JSON, or ``_Failed``."""
-    headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    if (key := _key(settings.key_variable)) is not None:
-        headers["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(
-        settings.url, data=json.dumps(body).encode(), headers=headers, method="POST"
-    )
-    opener = urllib.request.build_opener(_NoRedirect)
-    deadline = time.monotonic() + settings.timeout
-    try:
-        with opener.open(request, timeout=settings.timeout) as response:
-            raw = _read(response, deadline)
-    except urllib.error.HTTPError as error:
-        with error:
-            try:
-                said = _read(error, deadline).decode(errors="replace")
-            except (OSError, http.client.HTTPException):
-                said = ""
-            again = error.code in _PASSING or error.code >= 500
-            wait = _retry_after(error.headers)
-            raise _Failed(f"status {error.code}", said, again=again, wait=wait) from None
-    except (TimeoutError, urllib.error.URLError, OSError, http.client.HTTPException) as error:
-        cause = getattr(error, "reason", error)
-        if isinstance(cause, TimeoutError):
-            raise _Failed(f"no reply within {settings.timeout} s", again=True) from None
-        name = f"{type(cause).__name__}: {cause}"
-        raise _Failed(f"the connection failed ({name})", again=True) from None
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        said = raw.decode(errors="replace")
-        raise _Failed("malformed reply: not JSON", said) from None
-
-
-def _post(settings: _Settings, body: Mapping[str, Any]) -> Any:
-    """``_post_once``, again and again where that may help."""
-    for attempt in range(settings.retries + 1):
-        try:
-            return _post_once(settings, body)
-        except _Failed as failure:
-            tries = f" (tried {attempt + 1} times)" if attempt else ""
-            failure.reason += tries
-            if not failure.again or attempt == settings.retries:
-                raise
-            # Not all rows at the same moment; and not sooner than the server asks for.
-            wait = settings.backoff * 2**attempt * random.uniform(0.5, 1)
-            wait = min(wait, settings.max_wait)
-            if failure.wait is not None:
-                wait = max(wait, failure.wait)
-            if wait > settings.max_wait:
-                failure.reason += (
-                    f"; asked to wait {failure.wait:.0f} s, more than max_wait={settings.max_wait}"
-                )
-                raise
-            time.sleep(wait)
-    raise AssertionError("unreachable")
-
-
-def _choice(reply: Any) -> Mapping[str, Any]:
-    """The reply's first choice."""
-    if not isinstance(reply, Mapping):
-        raise _Failed("malformed reply: not an object", reply)
-    choices = reply.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], Mapping):
-        raise _Failed("malformed reply: no choices", reply)
-    return choices[0]
-
-
-def _text(choice: Mapping[str, Any]) -> str:
-    """What the model said."""
-    message = choice.get("message")
-    if not isinstance(message, Mapping):
-        raise _Failed("malformed reply: no message", choice)
-    if message.get("refusal"):
-        raise _Failed("refused", message["refusal"])
-    content = message.get("content")
-    if content is not None and not isinstance(content, str):
-        raise _Failed("malformed reply: content is no text", content)
-    if choice.get("finish_reason") == "content_filter":
-        raise _Failed("stopped by a content filter")
-    return content or ""
-
-
-def _listed(choice: Mapping[str, Any]) -> dict[str, float] | None:
-    """The likeliest first tokens (blank ones passed over), or ``None`` if none were sent."""
-    log_probs = choice.get("logprobs")
-    if log_probs is None or (isinstance(log_probs, Mapping) and not log_probs.get("content")):
-        return None
-    try:
-        for position in log_probs["content"]:
-            if position["token"].strip() and position.get("top_logprobs"):
-                rows = [*position["top_logprobs"], position]
-                found = {row["token"]: float(row["logprob"]) for row in rows}
-                if any(math.isnan(x) or x > 1e-3 for x in found.values()):
-                    raise ValueError
-                return found
-    except (TypeError, KeyError, ValueError, AttributeError):
-        raise _Failed("malformed reply: logprobs that are none", log_probs) from None
-    return None
-
-
-def _log_odds(
-    listed: Mapping[str, float], choices: tuple[str, str], least_mass: float
-) -> float | None:
-    """The choices' log-odds; ``None`` if neither is listed.
-
-    A choice that is not listed is less likely than all that are, and than what they leave.
-    """
-    probabilities = [
-        sum(math.exp(listed[token]) for token in spellings(choice) if token in listed)
-        for choice in choices
-    ]
-    mass = sum(probabilities)
-    if mass == 0:
-        return None
-    if mass < least_mass:
-        raise _Failed(
-            f"{choices[0]!r} and {choices[1]!r} have probability {mass:.2g} together, "
-            f"below {least_mass}"
-        )
-    rest = 1 - sum(math.exp(x) for x in listed.values())
-    bound = max(min(math.exp(min(listed.values())), rest), _LEAST)
-    first, second = (p if p > 0 else min(bound, mass) for p in probabilities)
-    return math.log(first) - math.log(second)
-
-
-def _parsed(text: str, choices: tuple[str, str]) -> float | None:
-    """A choice in words: plus or minus infinity, or ``None`` if it is neither and nothing else.
-
-    >>> _parsed("**Answer: B**", ("A", "B")), _parsed("A better one is B", ("A", "B"))
-    (-inf, None)
-    """
-    words = "|".join(map(re.escape, choices))
-    found = re.fullmatch(rf"[\W_]*(?:answer[\W_]+)?({words})[\W_]*", text, re.IGNORECASE)
-    if found is None:
-        return None
-    return math.inf if found[1].casefold() == choices[0].casefold() else -math.inf
 
 
 def endpoint(
@@ -276,9 +35,10 @@ def endpoint(
 ) -> Assistant:
     """A language model behind an address, in the form that all judges here take.
 
-    A choice is read off the probabilities of the first token, where the server gives any; else off
-    the text, which must be the choice and nothing else. A choice missing from the likeliest tokens
-    counts as likely as it can be, so that the log-odds are rather too small than too large.
+    A choice is read off the probabilities of the token that makes it, where the server gives any:
+    the first, or in "Answer: B" the one that is the choice. Else it is read off the text, which
+    must be the choice and nothing else. A choice missing from the likeliest tokens counts as likely
+    as it can be, so that the log-odds are rather too small than too large.
 
     Failures are told by row and never guessed away: each row is an answer or an ``Unanswered`` with
     the reason. Time-outs, broken connections, and the statuses 408, 409, 425, 429 and 5xx are tried
@@ -325,6 +85,8 @@ def endpoint(
         sound = False
     if not sound:
         raise ValueError("url must begin with http:// or https:// and name a host")
+    if parsed.path.rstrip("/").endswith("/chat/completions"):
+        raise ValueError("url must stop before /chat/completions, which is put behind it")
     if "@" in parsed.netloc or parsed.query or parsed.fragment:
         raise ValueError("url must have no password, query or fragment: name a key_variable")
     checks.positive(
@@ -343,9 +105,9 @@ def endpoint(
             raise ValueError(f"{name} must not be negative: {value}")
     if not 0 <= least_mass <= 1:
         raise ValueError(f"least_mass must be from 0 to 1, not {least_mass}")
-    _key(key_variable)
+    key_of(key_variable)
     address = url.rstrip("/") + "/chat/completions"
-    common = _Settings(address, key_variable, timeout, retries, backoff, max_wait)
+    common = Settings(address, key_variable, timeout, retries, backoff, max_wait)
 
     def body(question: str, more: Mapping[str, Any]) -> dict[str, Any]:
         messages = [{"role": "user", "content": question}]
@@ -361,8 +123,8 @@ def endpoint(
         def one(question: str) -> Any:
             try:
                 return answer(question)
-            except _Failed as failure:
-                return Unanswered(failure.told(_key(key_variable)))
+            except Failed as failure:
+                return Unanswered(failure.told(key_of(key_variable)))
 
         pool = ThreadPoolExecutor(max_workers=concurrency)
         try:
@@ -371,35 +133,31 @@ def endpoint(
             pool.shutdown(cancel_futures=True)
 
     def ask(questions: Sequence[str], choices: tuple[str, str]) -> list[float | Unanswered]:
+        if len({word.strip().casefold() for word in choices} - {""}) != 2:
+            raise ValueError(f"choices must be two different words, not {choices}")
+
         def answer(question: str) -> float:
             plain = {"max_tokens": max_choice_tokens, "temperature": 0}
             full = {"logprobs": True, "top_logprobs": top_log_probs} if top_log_probs else {}
             try:
-                reply = _post(common, body(question, plain | full))
-            except _Failed as failure:
-                if not full or failure.again or "logprobs" not in (failure.said or ""):
+                reply = post(common, body(question, plain | full))
+            except Failed as failure:
+                refused = failure.status in (400, 422) and "logprobs" in (failure.said or "")
+                if not full or not refused:
                     raise
-                reply = _post(common, body(question, plain))
-            choice = _choice(reply)
-            text, listed = _text(choice), _listed(choice)
-            log_odds = _log_odds(listed, choices, least_mass) if listed else None
-            if log_odds is None:
-                log_odds = _parsed(text, choices)
-            if log_odds is None:
-                cut = "cut off, " if choice.get("finish_reason") == "length" else ""
-                raise _Failed(f"{cut}neither {choices[0]!r} nor {choices[1]!r}", text)
-            return log_odds
+                reply = post(common, body(question, plain))
+            return chosen(first_choice(reply), choices, least_mass)
 
         return each(questions, answer)
 
     def generate(questions: Sequence[str]) -> list[str | Unanswered]:
         def answer(question: str) -> str:
-            choice = _choice(_post(common, body(question, {"max_tokens": max_new_tokens})))
-            text = _text(choice)
+            choice = first_choice(post(common, body(question, {"max_tokens": max_new_tokens})))
+            text = text_of(choice)
             if choice.get("finish_reason") == "length":
-                raise _Failed("cut off at the token limit", text)
+                raise Failed("cut off at the token limit", text)
             if not text.strip():
-                raise _Failed("an empty reply")
+                raise Failed("an empty reply")
             return text
 
         return each(questions, answer)

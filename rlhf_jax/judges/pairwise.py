@@ -11,10 +11,10 @@ from rlhf_jax.feedback import Comparison, Pairs
 from rlhf_jax.judges.common import (
     Ask,
     aligned_texts,
+    answers_of,
     fields,
     filled,
     from_sequences,
-    split_answers,
     summary,
 )
 from rlhf_jax.judges.local import choice_log_odds, choice_tokens, joined
@@ -39,8 +39,7 @@ class Verdicts(NamedTuple):
 
     Attributes:
         comparison: a ``Comparison`` whose ``preference`` is the probability, debiased, that the
-            first is better. Where ``answered`` is false it is nan, so that nobody takes it for a
-            tie.
+            first is better; 0.5 where ``answered`` is false, which is no tie: look there first.
         log_odds: ``float32[B]`` in nats, of the first against the second, debiased; plus or minus
             infinity from a judge that gives only its choice; nan where not answered.
         position_bias: ``float32[B]`` in nats, what standing first added to the log-odds; nan where
@@ -131,7 +130,7 @@ def pairwise(
             raise ValueError(f"both answers of a pair must be to one prompt: {summary(differ)}")
         orders = [(first, second), (second, first)]
         questions = [question(*row) for x, y in orders for row in zip(prompts, x, y, strict=True)]
-        log_odds, reasons = split_answers(ask(questions, choices))
+        log_odds, reasons = answers_of(ask, questions, choices)
         count = len(prompts)
         forward, backward = (jnp.asarray(x) for x in (log_odds[:count], log_odds[count:]))
         unanswered = {}
@@ -141,9 +140,9 @@ def pairwise(
             if failed:
                 unanswered[row] = ", ".join(failed)
         better, bias = _debiased(forward, backward)
+        answered = jnp.array([row not in unanswered for row in range(count)], bool)
         comparison = Comparison(
-            preference=jax.nn.sigmoid(better),
-            answered=jnp.array([row not in unanswered for row in range(count)], bool),
+            preference=jnp.where(answered, jax.nn.sigmoid(better), 0.5), answered=answered
         )
         return Verdicts(comparison, better, bias, forward * backward > 0, unanswered)
 
@@ -171,8 +170,8 @@ def as_human(
 
     Returns:
         ``human(key, Pairs) -> Comparison``; the key matters to sampled labels alone. Pairs without
-        an answer have ``answered`` false and a preference of nan, and a ``UserWarning`` says how
-        many there are and why.
+        an answer have ``answered`` false and a preference of 0.5, and a ``UserWarning`` says how
+        many there are and why. It is Python and not to be traced: ``preference_judge`` is.
 
     Raises:
         ValueError: ``labels`` is none of these.
@@ -196,7 +195,8 @@ def as_human(
             preference = 0.5 + 0.5 * jnp.sign(preference - 0.5)
         elif labels == "sampled":
             drawn = jax.random.uniform(key, preference.shape) < preference
-            preference = jnp.where(jnp.isnan(preference), jnp.nan, drawn.astype(jnp.float32))
+            answered = verdicts.comparison.answered
+            preference = jnp.where(answered, drawn.astype(jnp.float32), 0.5)
         return verdicts.comparison.replace(
             preference=preference,
             rater=jnp.full(preference.shape, rater, jnp.int32),
@@ -236,7 +236,7 @@ def preference_judge(
     """
     parts = fields("template", template, ("rubric", "prompt", "first", "second"))
     parts = filled(parts, rubric=rubric)
-    ids = [jnp.array(side, jnp.int32) for side in choice_tokens(encode, choices)]
+    ids = choice_tokens(encode, choices)
 
     def judge_fn(params: Params, first: Sequences, second: Sequences) -> jax.Array:
         def shown(sequences: Sequences, mask: jax.Array) -> tuple[jax.Array, jax.Array]:

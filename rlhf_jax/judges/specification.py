@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import checks
-from rlhf_jax.judges.common import Ask, aligned_texts, fields, filled, split_answers, summary
+from rlhf_jax.judges.common import Ask, aligned_texts, answers_of, fields, filled, summary
 from rlhf_jax.judges.local import choice_log_odds, choice_tokens, joined
 from rlhf_jax.types import LogitsFn, Params, RewardFn, Sequences
 
@@ -68,7 +68,7 @@ def specification_scores(
     def scores(texts: Sequence[str]) -> jax.Array:
         aligned_texts(texts=texts)
         questions = [filled(parts, text=text)[0][0] for text in texts]
-        log_odds, unanswered = split_answers(ask(questions, choices))
+        log_odds, unanswered = answers_of(ask, questions, choices)
         if bound is None and np.isinf(log_odds).any():
             raise ValueError(
                 f"row {int(np.argmax(np.isinf(log_odds)))}: the model gave its choice without a "
@@ -130,7 +130,7 @@ def specification_reward(
     """
     parts = fields("template", template, ("specification", "text"))
     parts = filled(parts, specification=specification)
-    yes, no = (jnp.array(ids, jnp.int32) for ids in choice_tokens(encode, choices))
+    yes, no = choice_tokens(encode, choices)
 
     def reward_fn(params: Params, sequences: Sequences) -> jax.Array:
         hidden = jnp.isin(sequences.tokens, jnp.array(hidden_ids, int))

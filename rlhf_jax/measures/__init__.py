@@ -3,20 +3,24 @@
 from rlhf_jax.measures.agreement import (
     PreferenceAgreement,
     Retest,
-    cohen_kappa,
-    fleiss_kappa,
-    krippendorff_alpha,
-    krippendorff_alpha_of_counts,
     preference_agreement,
     retest_agreement,
 )
 from rlhf_jax.measures.calibration import (
     Reliability,
+    auroc,
     brier,
     expected_calibration_error,
     pair_accuracy,
     ranking_accuracy,
     reliability,
+    selective_accuracy,
+)
+from rlhf_jax.measures.coefficients import (
+    cohen_kappa,
+    fleiss_kappa,
+    krippendorff_alpha,
+    krippendorff_alpha_of_counts,
 )
 from rlhf_jax.measures.crowds import (
     CrowdComparisons,
@@ -27,6 +31,13 @@ from rlhf_jax.measures.crowds import (
     one_factor,
 )
 from rlhf_jax.measures.diversity import distinct_n
+from rlhf_jax.measures.generalisation import (
+    SubsetTable,
+    Transfer,
+    relearning_gap,
+    subset_table,
+    transfer,
+)
 from rlhf_jax.measures.intervals import Interval, bootstrap
 from rlhf_jax.measures.overoptimisation import (
     Peak,
@@ -39,24 +50,49 @@ from rlhf_jax.measures.overoptimisation import (
     rl_gold,
     rl_gold_peak,
 )
+from rlhf_jax.measures.pareto import hypervolume, non_dominated
+from rlhf_jax.measures.probes import (
+    LengthBias,
+    LengthGain,
+    Probe,
+    length_bias,
+    length_gain,
+    nuisance_share,
+    probe,
+)
 from rlhf_jax.measures.raters import (
     RaterEffects,
     SuspectRaters,
     rater_effects,
     suspect_raters,
 )
+from rlhf_jax.measures.robust import (
+    influence_cap,
+    log_odds_weights,
+    rater_accuracy,
+    trimmed_mean,
+    trimmed_vote,
+)
+from rlhf_jax.measures.triggers import TriggerScan, trigger_scan
 
 __all__ = [
     "CrowdComparisons",
     "CrowdLabels",
     "CrowdRatings",
     "Interval",
+    "LengthBias",
+    "LengthGain",
     "Peak",
     "PreferenceAgreement",
+    "Probe",
     "RaterEffects",
     "Reliability",
     "Retest",
+    "SubsetTable",
     "SuspectRaters",
+    "Transfer",
+    "TriggerScan",
+    "auroc",
     "best_of_n_estimate",
     "best_of_n_gold",
     "best_of_n_gold_peak",
@@ -71,16 +107,32 @@ __all__ = [
     "distinct_n",
     "expected_calibration_error",
     "fleiss_kappa",
+    "hypervolume",
+    "influence_cap",
     "krippendorff_alpha",
     "krippendorff_alpha_of_counts",
+    "length_bias",
+    "length_gain",
+    "log_odds_weights",
+    "non_dominated",
+    "nuisance_share",
     "one_factor",
     "pair_accuracy",
     "preference_agreement",
+    "probe",
     "ranking_accuracy",
+    "rater_accuracy",
     "rater_effects",
+    "relearning_gap",
     "reliability",
     "retest_agreement",
     "rl_gold",
     "rl_gold_peak",
+    "selective_accuracy",
+    "subset_table",
     "suspect_raters",
+    "transfer",
+    "trigger_scan",
+    "trimmed_mean",
+    "trimmed_vote",
 ]

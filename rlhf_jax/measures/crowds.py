@@ -32,7 +32,7 @@ class CrowdLabels(NamedTuple):
         confusion: ``float32[R, C, C]``; ``confusion[r, i, j]`` is how probably rater ``r`` says
             ``j`` of an item of class ``i``.
         log_likelihood: ``float32[iterations]``, in nats, before each iteration but the first, and
-            at the end.
+            at the end; with the prior that ``smoothing`` is. It never falls, rounding aside.
     """
 
     posterior: jax.Array
@@ -52,7 +52,8 @@ class CrowdRatings(NamedTuple):
             inverted. Its magnitude is 1 on average.
         noise: ``float32[K]``, SD of what is left.
         reliability: ``float32[K]``, the correlation of the rater's ratings with the truth.
-        log_likelihood: ``float32[iterations]``, in nats, before each iteration.
+        log_likelihood: ``float32[iterations]``, in nats, before each iteration. It never falls,
+            rounding aside.
     """
 
     truth: jax.Array
@@ -72,6 +73,7 @@ class CrowdComparisons(NamedTuple):
         reliability: ``float32[K]``, how probably a rater reports what he sees: 1 always, 0.5 as a
             coin does, 0 never (inverted).
         log_likelihood: ``float32[iterations]``, in nats, before each iteration, with the priors.
+            It never falls, rounding aside.
     """
 
     scores: jax.Array
@@ -105,11 +107,13 @@ def dawid_skene(
         classes: how many classes, ``C``.
         rater: ``int[K]``, who gave the labels of each column, from 0, for raters with several
             columns; not to be traced. By default each column is another rater, ``R = K``.
-        smoothing: labels added to each cell of each confusion matrix; 0 for maximum likelihood.
+        smoothing: labels added to each cell of each confusion matrix (a Dirichlet prior, whose
+            mode is found); 0 for maximum likelihood.
         iterations: how many EM steps.
 
     Returns:
-        ``CrowdLabels``. A row of a confusion matrix that no label speaks of is uniform.
+        ``CrowdLabels``. A row of a confusion matrix that no label speaks of is uniform, and so is
+        all if there are no labels. A rater without others is taken for the truth.
 
     Raises:
         ValueError: if the shapes differ or are not ``[N, K]``, the mask is not boolean, labels are
@@ -128,17 +132,17 @@ def dawid_skene(
     checks.table(labels=labels, mask=mask)
     checks.integers(labels=labels)
     _at_least(1, iterations=iterations, classes=classes)
-    if smoothing < 0:
+    if not isinstance(smoothing, jax.core.Tracer) and smoothing < 0:
         raise ValueError(f"smoothing must be at least 0, not {smoothing}")
     if not isinstance(labels, jax.core.Tracer) and not isinstance(mask, jax.core.Tracer):
-        _within(classes, labels=np.asarray(labels)[np.asarray(mask)])
+        checks.within(classes, labels=np.asarray(labels)[np.asarray(mask)])
     given = jax.nn.one_hot(jnp.where(mask, labels, -1), classes)
     if rater is not None:
         if jnp.shape(rater) != labels.shape[1:]:
             found = f"{list(jnp.shape(rater))} beside labels {list(labels.shape)}"
             raise ValueError(f"rater must be [K], one number a column, not {found}")
-        raters = int(np.max(rater, initial=0)) + 1
-        _within(raters, rater=rater)
+        raters = int(np.max(np.asarray(rater), initial=0)) + 1
+        checks.within(raters, rater=rater)
         given = jax.vmap(lambda row: jax.ops.segment_sum(row, rater, num_segments=raters))(given)
     labelled = jnp.sum(given, axis=(1, 2)) > 0
     tiny = jnp.finfo(jnp.float32).tiny
@@ -148,7 +152,8 @@ def dawid_skene(
         cells = jnp.einsum("ni,nrj->rij", weight, given, precision="highest") + smoothing
         rows = jnp.sum(cells, axis=2, keepdims=True)
         confusion = jnp.where(rows > 0, cells / jnp.maximum(rows, tiny), 1 / classes)
-        return jnp.sum(weight, axis=0) / jnp.maximum(jnp.sum(labelled), 1), confusion
+        prior = jnp.sum(weight, axis=0) / jnp.maximum(jnp.sum(labelled), 1)
+        return jnp.where(jnp.any(labelled), prior, 1 / classes), confusion
 
     def expect(prior: jax.Array, confusion: jax.Array) -> tuple[jax.Array, jax.Array]:
         # A probability of 0 is only ever multiplied by a count of 0, or rules the class out.
@@ -156,7 +161,7 @@ def dawid_skene(
         logits = jnp.einsum("nrj,rij->ni", given, logs, precision="highest")
         logits += jnp.log(jnp.maximum(prior, tiny))
         likelihood = jnp.where(labelled, jax.nn.logsumexp(logits, axis=1), 0)
-        return jax.nn.softmax(logits, axis=1), jnp.sum(likelihood)
+        return jax.nn.softmax(logits, axis=1), jnp.sum(likelihood) + smoothing * jnp.sum(logs)
 
     def iterate(posterior: jax.Array, _: None) -> tuple[jax.Array, jax.Array]:
         return expect(*maximise(posterior))
@@ -179,7 +184,8 @@ def one_factor(
 
     This is factor analysis with one factor, gaps allowed: a rater with more noise counts less, and
     one who is inverted counts the other way. It starts from the items' means, so that most raters
-    are taken for honest. May be vmapped over batches of items.
+    are taken for honest. May be vmapped over batches of items. It takes three raters to tell which
+    of them errs: of two it finds a model of several that fit as well, and one alone is the truth.
 
     Args:
         ratings: ``number[N, K]``, items by raters.
@@ -187,7 +193,8 @@ def one_factor(
         iterations: how many EM steps.
 
     Returns:
-        ``CrowdRatings``; a rater without ratings has NaN, an item without ratings the prior.
+        ``CrowdRatings``; a rater without ratings has NaN, an item without ratings the prior. Slopes
+        are NaN if the ratings do not vary, all is if there are none.
 
     Raises:
         ValueError: if the shapes differ or are not ``[N, K]``, the mask is not boolean, or there
@@ -257,7 +264,7 @@ def one_factor(
     start = maximise(means / jnp.where(deviation > 0, deviation, 1), jnp.zeros_like(means))
     (bias, slope, variance), likelihood = jax.lax.scan(iterate, start, length=iterations)
     truth, spread, _ = expect(bias, slope, variance)
-    raters = jnp.maximum(jnp.sum(present), 1)
+    raters = jnp.sum(present)
     mean_bias = jnp.sum(jnp.where(present, bias, 0)) / raters
     mean_slope = jnp.sum(jnp.where(present, jnp.abs(slope), 0)) / raters
 
@@ -281,6 +288,7 @@ def crowd_bradley_terry(
     second: jax.Array,
     preference: jax.Array,
     rater: jax.Array,
+    mask: jax.Array | None = None,
     *,
     items: int,
     raters: int,
@@ -305,6 +313,8 @@ def crowd_bradley_terry(
         preference: ``float[B]``, 1 if the first was preferred, 0 if the second, 0.5 for a tie,
             which counts as half an answer each way.
         rater: ``int[B]``, who said so, from 0 to ``raters - 1``.
+        mask: ``bool[B]``, true on the comparisons that were answered (``Comparison.answered``); all
+            by default. The others may hold anything but must name an item and a rater.
         items: how many items, ``N``.
         raters: how many raters, ``K``.
         prior_wins: wins and losses that each item is given against a virtual item at 0: what keeps
@@ -313,12 +323,12 @@ def crowd_bradley_terry(
         iterations: how many EM steps.
 
     Returns:
-        ``CrowdComparisons``.
+        ``CrowdComparisons``; an item or a rater that no answer speaks of is where the prior is.
 
     Raises:
-        ValueError: if the arrays are not of one shape ``[B]``, the indices are not integers or out
-            of range (which cannot be checked where they are being traced), or a prior is not
-            positive.
+        ValueError: if the arrays are not of one shape ``[B]``, the mask is not boolean, the indices
+            are not integers or out of range, a preference is not from 0 to 1 (neither of which can
+            be checked where they are being traced), or a prior is not positive.
 
     Reference: Chen et al. 2013, Pairwise Ranking Aggregation in a Crowdsourced Setting, WSDM, for
     the model; Hunter 2004, MM Algorithms for Generalized Bradley-Terry Models, Annals of Statistics
@@ -337,11 +347,21 @@ def crowd_bradley_terry(
     checks.floating(preference=preference)
     checks.positive(prior_wins=prior_wins, prior_answers=np.asarray(prior_answers))
     _at_least(1, items=items, raters=raters, iterations=iterations)
-    _within(items, first=first, second=second)
-    _within(raters, rater=rater)
-    says_first = jnp.asarray(preference, jnp.float32)
+    checks.within(items, first=first, second=second)
+    checks.within(raters, rater=rater)
+    if mask is None:
+        mask = jnp.ones(jnp.shape(preference), bool)
+    checks.alike(preference=preference, mask=mask)
+    checks.booleans(mask=mask)
+    says_first = jnp.where(mask, preference, 0.5).astype(jnp.float32)
+    if not isinstance(says_first, jax.core.Tracer):
+        wrong = ~((says_first >= 0) & (says_first <= 1))  # nan too
+        if wrong.any():
+            row = int(jnp.argmax(wrong))
+            raise ValueError(f"preference must be from 0 to 1, not {says_first[row]} as in [{row}]")
+    counts = jnp.asarray(mask, jnp.float32)
     right, wrong = prior_answers
-    answers = jnp.zeros(raters).at[rater].add(1.0)
+    answers = jnp.zeros(raters).at[rater].add(counts)
 
     def iterate(state: tuple[jax.Array, jax.Array], _: None):
         scores, reliability = state
@@ -354,12 +374,17 @@ def crowd_bradley_terry(
         won = says_first * if_first + (1 - says_first) * (1 - if_second)
         sincere = says_first * if_first + (1 - says_first) * if_second
 
-        wins = jnp.full(items, prior_wins).at[first].add(won).at[second].add(1 - won)
-        expected = 2 * prior_wins * jax.nn.sigmoid(scores)
-        expected = expected.at[first].add(chance).at[second].add(1 - chance)
-        totals = jnp.zeros(raters).at[rater].add(sincere)
+        def added(start: jax.Array, for_first: jax.Array) -> jax.Array:
+            """To each item what falls to it of the comparisons that count."""
+            for_second = counts * (1 - for_first)
+            return start.at[first].add(counts * for_first).at[second].add(for_second)
 
-        likelihood = jnp.sum(says_first * jnp.log(says) + (1 - says_first) * jnp.log(denies))
+        wins = added(jnp.full(items, prior_wins), won)
+        expected = added(2 * prior_wins * jax.nn.sigmoid(scores), chance)
+        totals = jnp.zeros(raters).at[rater].add(counts * sincere)
+
+        logs = says_first * jnp.log(says) + (1 - says_first) * jnp.log(denies)
+        likelihood = jnp.sum(counts * logs)
         likelihood += prior_wins * jnp.sum(jax.nn.log_sigmoid(scores) + jax.nn.log_sigmoid(-scores))
         likelihood += jnp.sum(right * jnp.log(reliability) + wrong * jnp.log1p(-reliability))
         new = scores + jnp.log(wins / expected), (totals + right) / (answers + right + wrong)
@@ -374,13 +399,3 @@ def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if operator.index(value) < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")
-
-
-def _within(size: int, **indices: jax.Array) -> None:
-    """The indices are from 0 and below ``size``; one that is being traced is taken on trust."""
-    for name, index in indices.items():
-        if isinstance(index, jax.core.Tracer) or not np.size(index):
-            continue
-        low, high = np.min(index), np.max(index)
-        if low < 0 or high >= size:
-            raise ValueError(f"{name} must be from 0 to {size - 1}, not {low} to {high}")

@@ -17,14 +17,18 @@ __all__ = ["RaterEffects", "SuspectRaters", "rater_effects", "suspect_raters"]
 class RaterEffects(NamedTuple):
     """How each rater's ratings depend on the mean of all others' ratings of the same items.
 
-    All are NaN where they are not defined, ``count`` aside.
+    Row ``g`` and column ``k`` are one rater, who gave column ``k`` of the items of batch ``g``. All
+    are NaN where they are not defined, ``count`` aside.
 
     Attributes:
         bias: ``float32[G, K]``, the mean of rating less others' mean.
         intercept: ``float32[G, K]``, of the regression line: its value at 0.
-        slope: ``float32[G, K]``, of the regression line.
+        slope: ``float32[G, K]``, of the regression line: 1 for one who used the scale as the others
+            did, near 0 for one who did not look, below 0 for one who turned it round.
         correlation: ``float32[G, K]``, Pearson's; NaN if the rater always gave one rating.
-        noise: ``float32[G, K]``, SD of the residuals.
+        noise: ``float32[G, K]``, SD of the residuals, of which there are 2 fewer than items.
+        slope_error: ``float32[G, K]``, standard error of the slope.
+        centre: ``float32[G, K]``, the mean of the others' means.
         count: ``int32[G, K]``, items that the rater and at least one other rated.
     """
 
@@ -33,6 +37,8 @@ class RaterEffects(NamedTuple):
     slope: jax.Array
     correlation: jax.Array
     noise: jax.Array
+    slope_error: jax.Array
+    centre: jax.Array
     count: jax.Array
 
 
@@ -62,23 +68,27 @@ def rater_effects(
         \text{bias}_k = \overline{r_{nk} - \bar r_{n,-k}}
 
     by least squares, within each batch of items, in which a column is taken for one person. The
-    mean of few others is itself noisy, so that slopes and correlations come out somewhat too small
-    and the noise too large; ``one_factor`` allows for that.
+    mean of the others is itself noisy, so that slopes come out smaller than they would be on the
+    truth, by about ``1 - v / (n V)`` for ``n`` others, where ``v`` is the variance between raters
+    of one item and ``V`` that of the means; correlations are too small as well and the noise is too
+    large (``one_factor`` allows for that). Each estimate from few items is uncertain: their spread
+    over raters overstates how much people differ.
 
     Args:
         ratings: ``number[N, K]``, items by raters.
         mask: ``bool[N, K]``, true where there is a rating.
         batch: ``int[N]``, the batch of each item; items of a negative one are left out. By default
             all are of one batch.
-        batches: how many batches there are, ``G``; by default one more than the largest number in
-            ``batch``, which must then not be traced.
+        batches: how many batches there are, ``G``, above all of ``batch``; by default one more than
+            the largest number in it, which must then not be traced.
 
     Returns:
         ``RaterEffects`` of arrays ``[G, K]``; ``count`` is 0 where a column is nobody.
 
     Raises:
         ValueError: if the shapes differ or are not ``[N, K]`` and ``[N]``, the mask is not boolean,
-            or ``batch`` is not integers or is traced without ``batches``.
+            ``batch`` is not integers or is traced without ``batches``, or ``batches`` does not
+            exceed all of it.
 
     >>> truth = jnp.array([-2.0, 0.0, 2.0])
     >>> ratings = jnp.stack([truth, truth, 1 + 0.5 * truth], axis=1)
@@ -94,10 +104,13 @@ def rater_effects(
     if jnp.shape(batch) != ratings.shape[:1]:
         found = f"{list(jnp.shape(batch))} beside ratings {list(ratings.shape)}"
         raise ValueError(f"batch must be [N], one number an item, not {found}")
-    if batches is None:
-        if isinstance(batch, jax.core.Tracer):
-            raise ValueError("batches must be given where batch is being traced")
-        batches = int(np.max(batch, initial=-1)) + 1
+    if not isinstance(batch, jax.core.Tracer):
+        found = int(np.max(batch, initial=-1)) + 1
+        batches = found if batches is None else batches
+        if batches < found:
+            raise ValueError(f"batches must be at least {found}, as batch has it, not {batches}")
+    elif batches is None:
+        raise ValueError("batches must be given where batch is being traced")
     # Past the end, which is dropped: a negative index would count from the end.
     batch = jnp.where(jnp.asarray(batch) < 0, batches, batch)
     values = jnp.where(mask, ratings, 0).astype(jnp.float32)
@@ -114,14 +127,18 @@ def rater_effects(
     own_squares = _nothing_to_zero(total(jnp.square(own)), total(jnp.square(values)))
     rest_squares = _nothing_to_zero(total(jnp.square(other)), total(jnp.square(rest)))
     products = total(own * other)
-    slope = products / rest_squares
+    # Beside a 0 that rounding would have made something else, so are the products such a something.
+    slope = _ratio(products, rest_squares)
     residuals = total(jnp.square(own - slope[batch] * other))
+    noise = jnp.sqrt(_ratio(residuals, jnp.maximum(count - 2, 0)))
     return RaterEffects(
         bias=mean_value - mean_rest,
         intercept=mean_value - slope * mean_rest,
         slope=slope,
-        correlation=products / jnp.sqrt(own_squares * rest_squares),
-        noise=jnp.where(count > 2, jnp.sqrt(residuals / jnp.maximum(count - 2, 1)), jnp.nan),
+        correlation=_ratio(products, jnp.sqrt(own_squares * rest_squares)),
+        noise=noise,
+        slope_error=_ratio(noise, jnp.sqrt(rest_squares)),
+        centre=mean_rest,
         count=count.astype(jnp.int32),
     )
 
@@ -173,3 +190,8 @@ def suspect_raters(
 def _nothing_to_zero(squares: jax.Array, size: jax.Array) -> jax.Array:
     """Sums of squared deviations, where rounding alone can be all that is left of them: then 0."""
     return jnp.where(squares > 1e-10 * size, squares, 0)
+
+
+def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """NaN where the denominator is 0, whatever rounding left of the numerator."""
+    return jnp.where(denominator > 0, numerator / denominator, jnp.nan)

@@ -1,7 +1,12 @@
 """What a run shows people: figures, and a page that discloses how it was made."""
 
 from rlhf_jax.report.page import report_page
-from rlhf_jax.report.plots import plot_diversity, plot_overoptimisation, plot_reward_model
+from rlhf_jax.report.plots import (
+    plot_diversity,
+    plot_overoptimisation,
+    plot_reliability,
+    plot_reward_model,
+)
 from rlhf_jax.report.policy import policy_report, show
 from rlhf_jax.report.raters import plot_agreement, plot_rater_effects
 from rlhf_jax.report.transparency import NOT_DISCLOSED, samples_page, table, transparency_table
@@ -12,6 +17,7 @@ __all__ = [
     "plot_diversity",
     "plot_overoptimisation",
     "plot_rater_effects",
+    "plot_reliability",
     "plot_reward_model",
     "policy_report",
     "report_page",

@@ -1,5 +1,6 @@
 """Figures of a run, written as PNG."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.measures.calibration import Reliability
 
-__all__ = ["plot_diversity", "plot_overoptimisation", "plot_reward_model"]
+__all__ = ["plot_diversity", "plot_overoptimisation", "plot_reliability", "plot_reward_model"]
 
 # Distinguishable without colour vision (Okabe and Ito 2008).
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
@@ -70,11 +71,29 @@ def plot_reward_model(
     left.axvline(0.5, color=_GREY, ls=":")
     left.set(xlim=(0.4, 1), xlabel="accuracy on unseen pairs, against the raters' mean")
     left.invert_yaxis()
-    seen = np.asarray(curve.count) > 0
-    right.plot([0, 1], [0, 1], color=_GREY, ls=":")
-    right.plot(np.asarray(curve.predicted)[seen], np.asarray(curve.observed)[seen], "o-", c=_BLUE)
-    right.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", title=f"calibration error {error:.3f}")
-    right.set(xlabel="predicted preference for the first", ylabel="one rater prefers the first")
+    _reliability(right, {"": curve})
+    right.set(title=f"calibration error {error:.3f}")
+    _save(figure, path)
+
+
+def plot_reliability(
+    curves: Mapping[str, Reliability], path: Path, *, errors: Mapping[str, float]
+) -> None:
+    """Whether several models' confidence is warranted: predicted against observed preference.
+
+    Args:
+        curves: by model, of predicted preferences against a human's answers.
+        path: the PNG to write.
+        errors: the expected calibration error of each.
+
+    Raises:
+        ValueError: if ``errors`` are not of the same models as ``curves``.
+    """
+    if set(errors) != set(curves):
+        raise ValueError(f"errors must be of {sorted(curves)}, not of {sorted(errors)}")
+    figure, (axis,) = _figure(1)
+    _reliability(axis, {f"{name}, error {errors[name]:.3f}": c for name, c in curves.items()})
+    axis.legend(frameon=False, fontsize=8, loc="upper left")
     _save(figure, path)
 
 
@@ -100,10 +119,21 @@ def plot_diversity(rows: Rows, path: Path, *, reference: Mapping[str, float]) ->
     _save(figure, path)
 
 
+def _reliability(axis: Axes, curves: Mapping[str, Reliability]) -> None:
+    axis.plot([0, 1], [0, 1], color=_GREY, ls=":")
+    colours = itertools.cycle((_BLUE, _ORANGE, _GREEN, _GREY))
+    for (name, curve), colour in zip(curves.items(), colours, strict=False):
+        seen = np.asarray(curve.count) > 0
+        predicted, observed = np.asarray(curve.predicted)[seen], np.asarray(curve.observed)[seen]
+        axis.plot(predicted, observed, "o-", c=colour, label=name)
+    axis.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
+    axis.set(xlabel="predicted preference for the first", ylabel="one rater prefers the first")
+
+
 def _figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=(4.8 * columns, 3.8), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns)
+    axes = figure.subplots(1, columns, squeeze=False)[0]
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -1,4 +1,4 @@
-"""Figures about raters, written as PNG."""
+"""Figures about raters, written as PNG, or as PDF or SVG where the path ends so."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _COLOURS = (_BLUE, _ORANGE, _GREEN, "#CC79A7", _GREY, "#E69F00")
 def plot_agreement(
     measured: Mapping[str, Mapping[str, Interval]],
     by_gap: Mapping[str, Sequence[float]],
-    ceilings: Mapping[str, Sequence[float]],
+    ceilings: Mapping[str, Interval],
     path: Path,
     *,
     gaps: np.ndarray,
@@ -27,8 +27,8 @@ def plot_agreement(
         measured: intervals by measure, by group of items; at most six groups.
         by_gap: for each group, how often two raters prefer the same, in each bin of gaps.
         ceilings: for each group, how often the mean of 1, 2, ... raters prefers what as many others
-            as there are numbers do.
-        path: the PNG to write.
+            as there are numbers do: arrays of one length, with intervals.
+        path: the file to write.
         gaps: ``float[bins + 1]``, the bins' edges.
     """
     figure, (left, middle, right) = _figure(3)
@@ -38,43 +38,56 @@ def plot_agreement(
         height = np.arange(len(intervals)) + 0.16 * (n - (len(measured) - 1) / 2)
         left.errorbar(estimate, height, xerr=[estimate - low, high - estimate], fmt="o", **settings)
         middle.plot((gaps[1:] + gaps[:-1]) / 2, by_gap[group], "o-", **settings)
-        right.plot(range(1, 1 + len(ceilings[group])), ceilings[group], "o-", **settings)
+        ceiling, low, high = (np.asarray(x) for x in ceilings[group])
+        counts = np.arange(1, 1 + len(ceiling))
+        right.fill_between(counts, low, high, color=_COLOURS[n], alpha=0.2, lw=0)
+        right.plot(counts, ceiling, "o-", **settings)
     labels = [name.replace(", ", ",\n") for name in intervals]
     left.set_yticks(range(len(labels)), labels, fontsize=8)
     left.invert_yaxis()
-    left.set(xlim=(None, 1), xlabel="α, or share of pairs without a tie (95% intervals)")
+    left.set(xlim=(None, 1), xlabel="α, or share of pairs without a tie")
     left.grid(axis="x", lw=0.3)
+    left.set_title("(a) agreement, 95% intervals")
     middle.axhline(0.5, color=_GREY, ls=":")
     middle.set(ylim=(None, 1.01), xlabel="difference of the two mean ratings")
     middle.set_ylabel("two raters prefer the same")
-    right.set(ylim=(None, 1), xlabel="raters whose mean is taken")
-    right.set_ylabel(f"same preference as {len(ceilings[group])} others' mean")
-    right.legend(frameon=False, fontsize=8, loc="best")
+    middle.set_title("(b) by how far apart two items are")
+    middle.legend(frameon=False, fontsize=8, loc="center right")
+    right.set(xlabel="raters whose mean is taken", xticks=counts)
+    right.set_ylabel(f"same preference as {len(counts)} others' mean")
+    right.set_title("(c) by how many raters are asked")
+    right.grid(axis="y", lw=0.3)
     _save(figure, path)
 
 
 def plot_rater_effects(effects: RaterEffects, suspect: SuspectRaters, path: Path) -> None:
     """Distributions of raters' bias, slope and correlation with others; the careless set apart.
 
+    The few who are beyond an axis are in its last bars.
+
     Args:
         effects: of all raters; those who rated nothing are left out.
         suspect: the same raters.
-        path: the PNG to write.
+        path: the file to write.
     """
     figure, axes = _figure(3)
     there = np.asarray(effects.count) > 0
     careless = np.asarray(suspect.careless)[there]
+    share = careless.mean() if careless.size else 0.0
     shown = (
         (effects.bias, (-2.5, 2.5), "bias: mean rating less others'"),
         (effects.slope, (-1, 3), "slope, per point of others' mean"),
         (effects.correlation, (-0.5, 1), "correlation with others' mean"),
     )
     for axis, (values, limits, label) in zip(axes, shown, strict=True):
-        values = np.clip(np.asarray(values)[there], *limits)  # the few beyond are in the last bars
-        parts, names = [values[~careless], values[careless]], ["others", "careless"]
-        axis.hist(parts, 45, range=limits, stacked=True, color=[_BLUE, _ORANGE], label=names)
+        values = np.clip(np.asarray(values)[there], *limits)
+        # The careless below, where few of them can still be seen.
+        parts, names = [values[careless], values[~careless]], [f"careless ({share:.1%})", "others"]
+        axis.hist(parts, 45, range=limits, stacked=True, color=[_ORANGE, _BLUE], label=names)
         axis.set(xlabel=label, ylabel="raters")
     axes[0].axvline(0, color=_GREY, ls=":")
     axes[1].axvline(1, color=_GREY, ls=":")
+    for letter, axis, name in zip("abc", axes, ("bias", "slope", "correlation"), strict=True):
+        axis.set_title(f"({letter}) {name} of {len(careless):,} raters")
     axes[2].legend(frameon=False, fontsize=8, loc="upper left")
     _save(figure, path)

@@ -8,18 +8,49 @@ from rlhf_jax.worlds.comparisons import (
     win_rates,
 )
 from rlhf_jax.worlds.finite import tilt, tilt_value
-from rlhf_jax.worlds.tabular import MDP, Solution, shutdown, value_iteration
+from rlhf_jax.worlds.maxent import (
+    MaxEntFit,
+    SoftSolution,
+    maxent_irl,
+    maxent_loss,
+    shaped,
+    soft_value_iteration,
+    trajectory_log_probs,
+)
+from rlhf_jax.worlds.tabular import (
+    MDP,
+    Solution,
+    Trajectories,
+    combination_lock,
+    occupancy,
+    rollouts,
+    shutdown,
+    value_iteration,
+    visits,
+)
 
 __all__ = [
     "MDP",
     "BradleyTerryFit",
+    "MaxEntFit",
+    "SoftSolution",
     "Solution",
+    "Trajectories",
     "bradley_terry_preferences",
+    "combination_lock",
     "fit_bradley_terry",
+    "maxent_irl",
+    "maxent_loss",
     "mean_loss",
+    "occupancy",
+    "rollouts",
+    "shaped",
     "shutdown",
+    "soft_value_iteration",
     "tilt",
     "tilt_value",
+    "trajectory_log_probs",
     "value_iteration",
+    "visits",
     "win_rates",
 ]

@@ -7,8 +7,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import checks
+from rlhf_jax.types import Key
 
-__all__ = ["MDP", "Solution", "shutdown", "value_iteration"]
+__all__ = [
+    "MDP",
+    "Solution",
+    "Trajectories",
+    "combination_lock",
+    "occupancy",
+    "rollouts",
+    "shutdown",
+    "value_iteration",
+    "visits",
+]
 
 
 class MDP(NamedTuple):
@@ -26,6 +37,18 @@ class MDP(NamedTuple):
     transitions: jax.Array
     rewards: jax.Array
     discount: float | jax.Array = 1.0
+
+
+class Trajectories(NamedTuple):
+    """What was done, from the start on; one that has ended stays in its end.
+
+    Attributes:
+        states: ``int32[B, T]``.
+        actions: ``int32[B, T]``, taken in these states.
+    """
+
+    states: jax.Array
+    actions: jax.Array
 
 
 class Solution(NamedTuple):
@@ -72,7 +95,7 @@ def value_iteration(mdp: MDP, *, tolerance: float = 1e-6, max_iterations: int = 
     >>> value_iteration(mdp).values.round(3).tolist(), value_iteration(mdp).policy[0].item()
     ([10.0, 0.0], 0)
     """
-    _check(mdp)
+    check_process(mdp)
     transitions, rewards, discount = mdp
 
     def backup(values):
@@ -95,6 +118,132 @@ def value_iteration(mdp: MDP, *, tolerance: float = 1e-6, max_iterations: int = 
     action_values = backup(values)
     best = jnp.argmax(action_values, axis=-1).astype(jnp.int32)
     return Solution(jnp.max(action_values, axis=-1), action_values, best)
+
+
+def occupancy(mdp: MDP, policy: jax.Array, start: jax.Array) -> jax.Array:
+    r"""How often a policy is expected to do what where, discounted.
+
+    .. math:: \rho(s, a) = \sum_t \gamma^t P(s_t = s, a_t = a)
+
+    The expected return of the policy is ``vdot(occupancy, rewards)``, and its expected features are
+    the same sum with the features. It sums to ``1 / (1 - discount)``, or over a horizon to as many
+    discounted steps.
+
+    Args:
+        mdp: the process; its rewards do not matter.
+        policy: ``float[S, A]``, the probability of each action; or ``float[H, S, A]``, of each step
+            of a process that stops after ``H``.
+        start: ``float[S]``, the probability of the first state.
+
+    Returns:
+        ``float[S, A]``.
+
+    Raises:
+        ValueError: if the shapes do not fit, ``start`` is no distribution, or neither a horizon nor
+            a discount below 1 bounds the sum (values are not checked of traced arguments).
+
+    Reference: Puterman 1994, Markov Decision Processes, section 6.9
+
+    >>> stay_or_go = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    >>> mdp = MDP(stay_or_go, jnp.zeros([2, 2]), 0.5)
+    >>> occupancy(mdp, jnp.full([2, 2], 0.5), jnp.array([1.0, 0.0])).tolist()
+    [[0.6667, 0.6667], [0.3333, 0.3333]]
+    """
+    check_process(mdp)
+    check_start(mdp, start)
+    _check_policy(mdp, policy)
+    if jnp.ndim(policy) == 2:
+        check_bounded(mdp, horizon=None)
+        chain = jnp.einsum("sa,sat->ts", policy, mdp.transitions, precision="highest")
+        return jnp.linalg.solve(jnp.eye(len(chain)) - mdp.discount * chain, start)[:, None] * policy
+
+    def following(here, policy):
+        done = here[:, None] * policy
+        after = jnp.einsum("sa,sat->t", done, mdp.transitions, precision="highest")
+        return mdp.discount * after, done
+
+    return jnp.sum(jax.lax.scan(following, start, policy)[1], axis=0)
+
+
+def rollouts(
+    key: Key, mdp: MDP, policy: jax.Array, start: jax.Array, *, trajectories: int, length: int
+) -> Trajectories:
+    """Trajectories of a policy.
+
+    Args:
+        key: of all of them.
+        mdp: the process.
+        policy: ``float[S, A]``, the probability of each action, or ``float[H, S, A]``, of each
+            step, ``H`` at least ``length``.
+        start: ``float[S]``, the probability of the first state.
+        trajectories: ``B``, how many.
+        length: ``T``, how long each is, in steps.
+
+    Returns:
+        ``Trajectories`` of ``B`` rows and ``T`` columns.
+
+    Raises:
+        ValueError: if the shapes do not fit, or ``start`` is no distribution.
+
+    >>> stay_or_go = jnp.array([[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]])
+    >>> go = jnp.array([[0.0, 1.0], [0.0, 1.0]])
+    >>> mdp, start = MDP(stay_or_go, jnp.zeros([2, 2])), jnp.array([1.0, 0.0])
+    >>> rollouts(jax.random.key(0), mdp, go, start, trajectories=1, length=3).states.tolist()
+    [[0, 1, 1]]
+    """
+    check_process(mdp)
+    check_start(mdp, start)
+    _check_policy(mdp, policy)
+    if jnp.ndim(policy) == 2:
+        policy = jnp.broadcast_to(policy, (length, *jnp.shape(policy)))
+    if len(policy) < length:
+        raise ValueError(f"length must be at most the policy's {len(policy)} steps, not {length}")
+    first, then = jax.random.split(key)
+
+    def step(states, given):
+        policy, key = given
+        act, move = jax.random.split(key)
+        actions = jax.random.categorical(act, jnp.log(policy[states]))
+        after = jax.random.categorical(move, jnp.log(mdp.transitions[states, actions]))
+        return after, (states, actions)
+
+    states = jax.random.categorical(first, jnp.log(start), shape=(trajectories,))
+    given = (policy[:length], jax.random.split(then, length))
+    _, (states, actions) = jax.lax.scan(step, states, given)
+    return Trajectories(states.T.astype(jnp.int32), actions.T.astype(jnp.int32))
+
+
+def visits(
+    trajectories: Trajectories, shape: tuple[int, int], *, discount: float | jax.Array = 1.0
+) -> jax.Array:
+    r"""How often each trajectory did what where, discounted.
+
+    .. math:: n_b(s, a) = \sum_t \gamma^t \, 1[s_{b,t} = s, a_{b,t} = a]
+
+    Their mean estimates ``occupancy``, their products with the rewards are the returns, and with
+    the features the trajectories' features.
+
+    Args:
+        trajectories: of ``B`` rows.
+        shape: ``(S, A)``.
+        discount: of the process.
+
+    Returns:
+        ``float32[B, S, A]``.
+
+    Raises:
+        ValueError: if the two arrays are not ``[B, T]``, or a state or action is not of the process
+            (not checked of traced arguments).
+
+    >>> done = Trajectories(jnp.array([[0, 1]]), jnp.array([[1, 0]]))
+    >>> visits(done, (2, 2), discount=0.5).tolist()
+    [[[0.0, 1.0], [0.5, 0.0]]]
+    """
+    check_trajectories(trajectories, shape)
+    states, actions = trajectories
+    rows = jnp.arange(len(states))[:, None]
+    weights = jnp.asarray(discount, jnp.float32) ** jnp.arange(states.shape[1])
+    return jnp.zeros([len(states), *shape]).at[rows, states, actions].add(weights)
 
 
 def shutdown(rewards: jax.Array) -> MDP:
@@ -136,7 +285,48 @@ def shutdown(rewards: jax.Array) -> MDP:
     )
 
 
-def _check(mdp: MDP) -> None:
+def combination_lock(combination: jax.Array, rewards: jax.Array) -> MDP:
+    """A world in which chance achieves nothing: a lock, and behind it a choice of prizes.
+
+    State ``d`` is after ``d`` right actions, each the next of the combination; a wrong one ends the
+    episode with nothing. Behind the last, each action takes a prize of its own. Of random
+    trajectories one in ``A ** D`` gets there.
+
+    Args:
+        combination: ``int[D]``, the right actions.
+        rewards: ``float[A]``, of the prizes.
+
+    Returns:
+        An undiscounted ``MDP`` with ``D + 2`` states and ``A`` actions; the start is state 0, the
+        last state the end, and an episode has at most ``D + 1`` steps.
+
+    Raises:
+        ValueError: if the arrays are not of rank 1, or an action of the combination is none (not
+            checked of a traced combination).
+
+    >>> value_iteration(combination_lock(jnp.array([1, 0]), jnp.array([2.0, 3.0]))).policy.tolist()
+    [1, 0, 1, 0]
+    """
+    checks.vectors(combination=combination, rewards=rewards)
+    checks.integers(combination=combination)
+    checks.floating(rewards=rewards)
+    depth, actions = len(combination), len(rewards)
+    if not isinstance(combination, jax.core.Tracer):
+        wrong = (np.asarray(combination) < 0) | (np.asarray(combination) >= actions)
+        if np.any(wrong):
+            found = np.asarray(combination)[wrong].tolist()
+            raise ValueError(f"combination must be of actions 0 to {actions - 1}, not {found}")
+    right = jnp.arange(actions) == combination[:, None]
+    after = jnp.where(right, jnp.arange(1, depth + 1)[:, None], depth + 1)
+    after = jnp.concatenate([after, jnp.full([2, actions], depth + 1)])
+    return MDP(
+        jax.nn.one_hot(after, depth + 2, dtype=rewards.dtype),
+        jnp.zeros([depth + 2, actions], rewards.dtype).at[depth].set(rewards),
+    )
+
+
+def check_process(mdp: MDP) -> None:
+    """The shapes fit, and probabilities and discount are such."""
     checks.floating(transitions=mdp.transitions, rewards=mdp.rewards)
     shape = jnp.shape(mdp.rewards)
     if len(shape) != 2 or jnp.shape(mdp.transitions) != (*shape, shape[0]):
@@ -148,3 +338,45 @@ def _check(mdp: MDP) -> None:
             raise ValueError("transitions must be probabilities that sum to 1 over the next state")
     if not isinstance(mdp.discount, jax.core.Tracer) and not 0 <= mdp.discount <= 1:
         raise ValueError(f"discount must be from 0 to 1, not {mdp.discount}")
+
+
+def check_bounded(mdp: MDP, horizon: int | None) -> None:
+    """A horizon or a discount below 1 bounds what is summed over all time."""
+    if horizon is not None and horizon < 1:
+        raise ValueError(f"horizon must be at least 1, not {horizon}")
+    if horizon is None and not isinstance(mdp.discount, jax.core.Tracer) and mdp.discount >= 1:
+        raise ValueError(f"discount must be below 1 without a horizon, not {mdp.discount}")
+
+
+def _check_policy(mdp: MDP, policy: jax.Array) -> None:
+    shape = jnp.shape(mdp.rewards)
+    if jnp.shape(policy)[-2:] != shape or jnp.ndim(policy) > 3:
+        found = f"{list(jnp.shape(policy))} for rewards {list(shape)}"
+        raise ValueError(f"policy must be [S, A] or [H, S, A], not {found}")
+
+
+def check_start(mdp: MDP, start: jax.Array) -> None:
+    """``start`` is a distribution over the states."""
+    checks.floating(start=start)
+    checks.alike(start=start, states=mdp.rewards[:, 0])
+    if not isinstance(start, jax.core.Tracer):
+        row = np.asarray(start)
+        if np.any(row < 0) or abs(row.sum() - 1) > 1e-4:
+            raise ValueError(f"start must be probabilities that sum to 1, not to {row.sum()}")
+
+
+def check_trajectories(trajectories: Trajectories, shape: tuple[int, int]) -> None:
+    """Two ``[B, T]`` of states and actions that there are."""
+    checks.alike(**trajectories._asdict())
+    checks.integers(**trajectories._asdict())
+    for (name, array), size in zip(trajectories._asdict().items(), shape, strict=True):
+        if jnp.ndim(array) != 2:
+            raise ValueError(f"{name} must be [B, T], not {list(jnp.shape(array))}")
+        if not isinstance(array, jax.core.Tracer):
+            rows, columns = np.nonzero((np.asarray(array) < 0) | (np.asarray(array) >= size))
+            if len(rows):
+                worst = int(np.asarray(array)[rows[0], columns[0]])
+                raise ValueError(
+                    f"{name} must be from 0 to {size - 1}, not {worst} (trajectory {rows[0]}, "
+                    f"step {columns[0]})"
+                )
