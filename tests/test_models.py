@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import itertools
+import zlib
 
 import chex
 import flax.linen as nn
@@ -12,7 +14,7 @@ import pytest
 from flax import nnx
 
 from rlhf_jax import models
-from rlhf_jax.models import TransformerConfig
+from rlhf_jax.models import TransformerConfig, ngrams
 
 CONFIG = TransformerConfig(
     vocab_size=31,
@@ -264,3 +266,84 @@ def test_word_vectors_are_used_and_not_trained():
     np.testing.assert_allclose(gradient["direction"], (vectors[5] + vectors[6]) / 3**0.5, rtol=1e-6)
     with pytest.raises(ValueError, match=r"vectors must be \[12, F\], not \(3, 2\)"):
         model.init(jax.random.key(0), vectors[:3])
+
+
+WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "good", "not", "film", ".", "goodness", "dull"]
+
+
+def hashed_features(text):
+    """Words, pairs and pieces of a text with their weights; a piece once for each word it is in."""
+    on, marked = False, []
+    for word in text:
+        on = on and word != "."
+        marked.append((word, on))
+        on = on or word == "not"
+    whole = {(word,): 1.0 for word in marked} | dict.fromkeys(itertools.pairwise(marked), 0.6)
+    return list(whole.items()) + [
+        (f"<{word}>"[i : i + n], 0.35)
+        for word in set(text)
+        for n in (3, 4, 5)
+        for i in range(len(word) + 3 - n)
+    ]
+
+
+def hashed_bucket(feature, buckets):
+    if isinstance(feature, str):
+        return zlib.crc32(feature.encode()) % buckets
+    ids = [2 * WORDS.index(word) + negated for word, negated in feature]
+    return int(ngrams._bucket(*np.array([*ids, 0], np.int32)[:2, None], buckets)[0])
+
+
+def test_hashed_model_by_hand():
+    texts = ["not good film . good film .", "goodness film", "film good", "dull . not dull dull"]
+    texts = [text.split() for text in texts]
+    tokens = np.zeros([4, 9], np.int32)
+    for row, text in enumerate(texts):
+        tokens[row, 1 : len(text) + 2] = [1, *map(WORDS.index, text)]
+    model, both = (models.hashed_model(WORDS, outputs=n, buckets=2**16) for n in (None, 2))
+    params = model.init(jax.random.key(0), tokens, tokens > 0)
+    assert model.trained(params) == {"weight": True, "bias": True, "scale": False}
+    draw = np.random.default_rng(0).standard_normal(2**16, np.float32)
+    params = jax.device_get(params) | {"weight": draw, "bias": np.float32(0.7)}
+    score_fn = jax.jit(model.score_fn)
+    scores = score_fn(params, tokens, tokens > 0)
+    of_texts = [hashed_features(text) for text in texts]
+    everything = [feature for features in of_texts for feature, _ in features]
+    for features, score in zip(of_texts, scores, strict=True):
+        total = square = 0.0
+        for feature, weight in features:
+            bucket = hashed_bucket(feature, 2**16)
+            rarity = np.log(5 / (1 + min(everything.count(feature), 4)))
+            np.testing.assert_allclose(params["scale"][bucket], rarity, atol=1e-6)
+            total += weight * rarity * params["weight"][bucket]
+            square += (weight * rarity) ** 2
+        np.testing.assert_allclose(score, total / square**0.5 + 0.7, rtol=1e-4)
+    # What the mask hides is not there.
+    alone = np.zeros_like(tokens)
+    alone[:, 0] = WORDS.index("good")
+    hidden, alone = (score_fn(params, x, x == WORDS.index("good"))[2] for x in (tokens, alone))
+    np.testing.assert_allclose(hidden, alone, rtol=1e-6)
+    # Of nothing there is nothing to say, and nothing to learn but the bias.
+    params |= {"weight": np.stack([draw, -draw], axis=1), "bias": np.array([0.7, 2], np.float32)}
+
+    def total(params, shown):
+        scores = both.score_fn(params, tokens, (tokens > 0) & shown)
+        return scores.sum(), scores
+
+    gradient_fn = jax.jit(jax.grad(total, has_aux=True))
+    gradient, empty = gradient_fn(params, False)
+    np.testing.assert_array_equal(empty, np.tile(params["bias"], (4, 1)))
+    assert not gradient["weight"].any()
+    gradient, two = gradient_fn(params, True)
+    np.testing.assert_allclose(two, np.stack([scores, 2.7 - scores], axis=1), rtol=1e-4)
+    assert gradient["weight"].any()
+    assert not gradient["scale"].any()
+
+
+def test_hashed_model_refuses_what_it_cannot_use():
+    with pytest.raises(ValueError, match="several words, not one string"):
+        models.hashed_model("good film")
+    with pytest.raises(ValueError, match="outputs must be at least 1, not 0"):
+        models.hashed_model(WORDS, outputs=0)
+    with pytest.raises(ValueError, match="tokens and mask must have one shape"):
+        models.hashed_model(WORDS).init(jax.random.key(0), TOKENS, ALL[:, 1:])

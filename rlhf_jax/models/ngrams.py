@@ -15,9 +15,11 @@ class NgramModel(NamedTuple):
     """A linear reward model as pure functions.
 
     Attributes:
-        init: ``(key, vectors[V, F] or None) -> params``.
+        init: ``(key, ...) -> params``, with what the model may be told before it is trained: word
+            vectors ``[V, F]``, or unlabelled texts.
         score_fn: a ``ScoreFn``.
-        trained: ``params -> params`` of booleans, false on the word vectors: a mask for optax.
+        trained: ``params -> params`` of booleans, false on what stays as it is: a mask
+            for optax.
     """
 
     init: Callable[..., Params]
