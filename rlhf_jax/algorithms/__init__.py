@@ -3,6 +3,7 @@
 from rlhf_jax.algorithms import presets
 from rlhf_jax.algorithms.direct import direct
 from rlhf_jax.algorithms.ensemble import ensemble
+from rlhf_jax.algorithms.mixture import Groups, group_posterior, mixture
 from rlhf_jax.algorithms.online import nash_md, online_dpo
 from rlhf_jax.algorithms.policy_gradient import policy_gradient
 from rlhf_jax.algorithms.presets import (
@@ -32,6 +33,7 @@ from rlhf_jax.algorithms.reward_model import reward_model
 from rlhf_jax.algorithms.supervised import supervised
 
 __all__ = [
+    "Groups",
     "cdpo",
     "cispo",
     "cpo",
@@ -40,10 +42,12 @@ __all__ = [
     "dpo",
     "dr_grpo",
     "ensemble",
+    "group_posterior",
     "grpo",
     "gspo",
     "ipo",
     "kto",
+    "mixture",
     "nash_md",
     "online_dpo",
     "orpo",
