@@ -63,9 +63,9 @@ def judged(
         rewards: ``float[S, B]``, of its sides; ``[S, B, ...]`` if the loss takes several numbers an
             answer, such as a distribution's.
         loss: for ``Preferences`` ``(chosen, rejected) -> [B]``, or ``[B, A]`` in several respects,
-            with ``tied`` third and ``margin=`` if the batch has them; for ``Rated`` ``(rewards, ratings) -> [...]``, of the ratings'
-            shape, and the KL third if the batch has ``unrelated``; for ``Ranked`` ``(rewards[B, N],
-            rankings[B, N]) -> [B]``.
+            with ``tied`` third and ``margin=`` if the batch has them; for ``Rated`` ``(rewards,
+            ratings) -> [...]``, of the ratings' shape, and the KL third if the batch has
+            ``unrelated``; for ``Ranked`` ``(rewards[B, N], rankings[B, N]) -> [B]``.
         reward: what of several numbers is the reward that the metrics speak of.
         axis_name: the pmapped axis, if any.
 
