@@ -5,6 +5,7 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 import toys
 
@@ -89,6 +90,15 @@ CASES = {
         ),
         lambda algorithm: algorithm.init(toys.bag_params(), jax.random.key(7)),
         lambda seed: toys.preferences(8, seed, empty=(1, 6)),
+    ),
+    "mixture": Case(
+        lambda axis_name=None: algorithms.mixture(
+            toys.bag_scores, optax.sgd(0.3), groups=2, raters=3, memory=2, axis_name=axis_name
+        ),
+        lambda algorithm: algorithm.init(
+            jax.vmap(toys.bag_params)(np.arange(2)), jax.random.key(7)
+        ),
+        lambda seed: toys.preferences(8, seed, empty=(1, 6)).replace(rater=np.arange(8) % 4),
     ),
     "dpo": _direct(),
     "ipo": _direct(beta=1.0, loss=partial(losses.squared, tau=0.3)),
