@@ -91,17 +91,17 @@ def _compared(batch, rewards, loss, reward, valid):
     checks.takes(loss, "loss", *names, keywords=tuple(keywords))
     chosen, rejected = rewards
     values = loss(chosen, rejected, *said, **keywords)
-    mask, weight, probability = _of_shape(values, valid, batch.weight, batch.probability)
+    lead = reward(chosen) - reward(rejected)
+    _like_losses(lead, values)
+    mask, weight, probability, tied = _of_shape(
+        values, valid=valid, weight=batch.weight, probability=batch.probability, tied=batch.tied
+    )
     if probability is not None:
         if keywords:
             raise ValueError("a batch has probability or margin, not both")
         values = probability * values + (1 - probability) * loss(rejected, chosen, *said)
 
-    chosen, rejected = reward(chosen), reward(rejected)
-    _like_losses(chosen, values)
-    decided, lead = mask, chosen - rejected
-    if batch.tied is not None:
-        decided &= ~_of_shape(values, batch.tied)[0]
+    decided = mask if tied is None else mask & ~tied
     if weight is not None:
         decided &= weight > 0
     right = (lead > 0) + 0.5 * (lead == 0)
@@ -111,18 +111,22 @@ def _compared(batch, rewards, loss, reward, valid):
     return rows_mean(values, mask, weight), {
         "accuracy": rows_mean(right, decided),
         "margin": rows_mean(lead, decided),
-        "chosen_reward": rows_mean(chosen, decided),
-        "rejected_reward": rows_mean(rejected, decided),
+        "chosen_reward": rows_mean(reward(chosen), decided),
+        "rejected_reward": rows_mean(reward(rejected), decided),
     }
 
 
-def _of_shape(values, *said):
+def _of_shape(losses, **said):
     """What was said of each pair, ``[B]``, or of each in several respects, like the losses."""
     shaped = []
-    for each in said:
-        if each is not None and jnp.ndim(each) < values.ndim:
-            each = each[(...,) + (None,) * (values.ndim - jnp.ndim(each))]
-        shaped.append(each if each is None else jnp.broadcast_to(each, values.shape))
+    for name, each in said.items():
+        if each is not None and jnp.shape(each) != losses.shape:
+            if jnp.shape(each) != losses.shape[:1]:
+                found = f"{list(losses.shape)}, not {list(jnp.shape(each))}"
+                raise ValueError(f"{name} must be [B], or of the losses' shape {found}")
+            each = jnp.reshape(each, [-1] + [1] * (losses.ndim - 1))
+            each = jnp.broadcast_to(each, losses.shape)
+        shaped.append(each)
     return shaped
 
 
@@ -139,6 +143,8 @@ def _rated(batch, rewards, loss, reward, valid, axis_name):
     if batch.rating_mask is not None:
         checks.alike(ratings=ratings, rating_mask=batch.rating_mask)
         mask &= batch.rating_mask
+    # What is missing may be a NaN, whose gradient no mask behind the loss would stop.
+    ratings = jnp.where(mask, ratings, jnp.zeros_like(ratings))
     if weight is not None:
         weight = jnp.broadcast_to(weight[each], ratings.shape)
     scores = reward(rewards[0])
