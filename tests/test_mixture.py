@@ -37,7 +37,8 @@ def penalty(params):
 
 
 def start(groups):
-    return jax.vmap(toys.bag_params)(jnp.arange(groups))
+    rng = np.random.default_rng(0)
+    return {"weights": 0.1 * rng.normal(size=[groups, toys.VOCAB]).astype(np.float32)}
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +114,14 @@ def test_one_group_is_a_reward_model():
     settings = {"loss": losses.plackett_luce, "regulariser": penalty}
     one = algorithms.mixture(toys.bag_scores, optax.sgd(0.3), groups=1, raters=3, **settings)
     plain = algorithms.reward_model(toys.bag_scores, optax.sgd(0.3), **settings)
-    after, metrics = jax.jit(one.step)(one.init(start(1), jax.random.key(0)), batch)
-    alone, expected = jax.jit(plain.step)(plain.init(toys.bag_params(0), jax.random.key(0)), batch)
+
+    @jax.jit
+    def both(params):
+        alone = jax.tree.map(lambda x: x[0], params)
+        key = jax.random.key(0)
+        return one.step(one.init(params, key), batch), plain.step(plain.init(alone, key), batch)
+
+    (after, metrics), (alone, expected) = jax.device_get(both(start(1)))
     np.testing.assert_allclose(after.params["weights"][0], alone.params["weights"], rtol=1e-6)
     for name in ("loss", "preference_loss", "regulariser_loss", "grad_norm"):
         np.testing.assert_allclose(metrics[name], expected[name], rtol=1e-5)
@@ -127,10 +134,9 @@ def test_a_step_is_the_gradient_of_the_marginal_likelihood():
     algorithm = algorithms.mixture(
         toys.bag_scores, optax.sgd(1.0), groups=2, raters=3, memory=4, pseudo_count=0.5
     )
-    state = algorithm.init(start(2), jax.random.key(0))
     before = np.array([[0.3, -0.2], [0.0, 0.5], [0.0, 0.0]], np.float32)
-    share = jnp.log(jnp.array([0.3, 0.7]))
-    state = state.replace(extra=algorithms.Groups(share, before, jnp.array([2.0, 1.0, 0.0])))
+    share = np.log(np.array([0.3, 0.7], np.float32))
+    answers = np.array([2, 1, 0], np.float32)
 
     def log_likelihoods(params):
         scores = [
@@ -147,10 +153,14 @@ def test_a_step_is_the_gradient_of_the_marginal_likelihood():
         evidence = jnp.stack([*known, found[:, 5], found[:, 7]])
         return -jnp.sum(jax.nn.logsumexp(share + evidence, axis=1)) / 7, evidence
 
-    gradient, evidence = jax.jit(jax.grad(marginal, has_aux=True))(state.params)
-    after, metrics = jax.jit(algorithm.step)(state, batch)
-    after = jax.device_get(after)
-    expected = state.params["weights"] - gradient["weights"]
+    @jax.jit
+    def both(params):
+        state = algorithm.init(params, jax.random.key(0))
+        state = state.replace(extra=algorithms.Groups(share, before, answers))
+        return jax.grad(marginal, has_aux=True)(params), algorithm.step(state, batch)
+
+    (gradient, evidence), (after, metrics) = jax.device_get(both(start(2)))
+    expected = start(2)["weights"] - gradient["weights"]
     np.testing.assert_allclose(after.params["weights"], expected, atol=1e-6)
     np.testing.assert_allclose(after.extra.evidence[:2], evidence[:2], rtol=1e-5)
     np.testing.assert_allclose(after.extra.answers, [3.5, 3.75, 0])
