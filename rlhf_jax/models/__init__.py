@@ -3,6 +3,7 @@
 from rlhf_jax.models.heads import ScoreModel, ValueModel, score_model, value_model
 from rlhf_jax.models.ngrams import NgramModel, ngram_model
 from rlhf_jax.models.nnx import from_nnx
+from rlhf_jax.models.raters import RaterScale, rater_scale
 from rlhf_jax.models.transformer import (
     KVCache,
     LanguageModel,
@@ -15,6 +16,7 @@ __all__ = [
     "KVCache",
     "LanguageModel",
     "NgramModel",
+    "RaterScale",
     "ScoreModel",
     "Transformer",
     "TransformerConfig",
@@ -22,6 +24,7 @@ __all__ = [
     "from_nnx",
     "language_model",
     "ngram_model",
+    "rater_scale",
     "score_model",
     "value_model",
 ]
