@@ -41,13 +41,14 @@ def step_labels(sequences: Sequences, steps: Steps) -> Rated:
     [[0. 1. 0. 0.]] [[False  True False  True]]
     """
     shape = jnp.shape(sequences.tokens)
+    if steps.answered is not None:
+        mask = jnp.asarray(steps.mask) & jnp.asarray(steps.answered)[:, None]
+        steps = steps.replace(mask=mask)
     ratings = token_rewards(steps, length=shape[1])
     if ratings.shape != shape:
         found = f"{shape[0]} and {len(ratings)}"
         raise ValueError(f"sequences and steps must have as many rows, not {found}")
     marks, mask = jnp.asarray(steps.marks), jnp.asarray(steps.mask)
-    if steps.answered is not None:
-        mask &= jnp.asarray(steps.answered)[:, None]
     ones = steps.replace(marks=mask.astype(jnp.float32))
     counts = token_rewards(ones, length=shape[1])
     _refuse(mask & ~((marks >= 0) & (marks <= 1)), "a mark that is not from 0 to 1, in step")

@@ -3,6 +3,11 @@
 A token-level score says something of the text up to and including each token; an ``ends_fn`` says
 at which tokens a part ends. Together they make a reward for each part, earned at its last token,
 for ``algorithms.policy_gradient``, or one of the whole answer.
+
+An advantage of tokens profits from knowing where a reward was earned if its baseline knows how much
+is still to come, as a critic does. Against one mean of all tokens (``reinforce_plus_plus``) the
+beginnings of answers look good and their ends bad, and a sum at the end may teach more. Advantages
+of whole answers only see the sum.
 """
 
 from collections.abc import Callable, Sequence

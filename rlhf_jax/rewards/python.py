@@ -146,9 +146,7 @@ def from_python(
         if columns is not None:
             for row, prompt in enumerate(prompts):
                 if prompt not in columns:
-                    what = (
-                        f"columns has {next(iter(columns))!r} for one, but not row {row}'s prompt"
-                    )
+                    what = f"columns lacks row {row}'s prompt; it has {next(iter(columns))!r}"
                     raise RewardError(_blamed(what, prompt, completions[row]), prompt)
             values = [columns[prompt] for prompt in prompts]
             given |= {key: [row[key] for row in values] for key in values[0]}
