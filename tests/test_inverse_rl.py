@@ -10,9 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from rlhf_jax import algorithms, divergences, parallel, worlds
+from rlhf_jax import algorithms, divergences, losses, parallel, worlds
 from rlhf_jax.algorithms import Demonstrated, PolicyAndReward, rloo
-from rlhf_jax.algorithms.inverse_rl import airl_loss, gail_loss, maxent_loss
 from rlhf_jax.types import Preferences, Prompts, Sequences
 
 WORDS, ROWS = 4, 128
@@ -95,7 +94,7 @@ def test_the_game_recovers_the_demonstrators_and_only_with_the_reward_s_move():
     @jax.vmap
     def play(speed, reward_speed, told, penalty):
         def loss(rewards, log_ratios, demonstrated):
-            return airl_loss(rewards, told * log_ratios, demonstrated)
+            return losses.airl(rewards, told * log_ratios, demonstrated)
 
         def policy(*given, kl_coefficient, **settings):
             return rloo(*given, kl_coefficient=penalty * kl_coefficient, **settings)
@@ -147,7 +146,7 @@ def case(axis_name=None):
         reward_fn,
         optax.sgd(0.3),
         optax.adam(0.1),
-        loss=airl_loss,
+        loss=losses.airl,
         beta=0.5,
         samples_per_prompt=2,
         reward_updates=2,
@@ -232,12 +231,12 @@ def test_losses_are_the_cross_entropy_of_their_discriminators():
     policy, f = jnp.exp(log_ratios + ref_log_probs), jnp.exp(rewards + ref_log_probs)
     yes, no = jnp.ones(3, bool), jnp.zeros(3, bool)
     airl = f / (f + policy)
-    np.testing.assert_allclose(airl_loss(rewards, log_ratios, yes), -jnp.log(airl), rtol=1e-5)
-    np.testing.assert_allclose(airl_loss(rewards, log_ratios, no), -jnp.log(1 - airl), rtol=1e-5)
+    np.testing.assert_allclose(losses.airl(rewards, log_ratios, yes), -jnp.log(airl), rtol=1e-5)
+    np.testing.assert_allclose(losses.airl(rewards, log_ratios, no), -jnp.log(1 - airl), rtol=1e-5)
     gail = 1 / (1 + jnp.exp(-rewards))
-    np.testing.assert_allclose(gail_loss(rewards, log_ratios, yes), -jnp.log(gail), rtol=1e-5)
-    np.testing.assert_allclose(gail_loss(rewards, log_ratios, no), -jnp.log(1 - gail), rtol=1e-5)
-    np.testing.assert_array_equal(maxent_loss(rewards, log_ratios, no), rewards)
+    np.testing.assert_allclose(losses.gail(rewards, log_ratios, yes), -jnp.log(gail), rtol=1e-5)
+    np.testing.assert_allclose(losses.gail(rewards, log_ratios, no), -jnp.log(1 - gail), rtol=1e-5)
+    np.testing.assert_array_equal(losses.maximum_entropy(rewards, log_ratios, no), rewards)
 
 
 def test_impossible_settings_are_refused():

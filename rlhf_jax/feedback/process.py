@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax import checks
-from rlhf_jax.feedback.conversions import token_rewards
+from rlhf_jax.feedback.batches import token_rewards
 from rlhf_jax.feedback.forms import Spans, Steps
 from rlhf_jax.types import Rated, Sequences
 
