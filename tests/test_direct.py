@@ -10,7 +10,6 @@ import pytest
 import toys
 
 from rlhf_jax import algorithms, implicit_rewards, losses
-from rlhf_jax.algorithms.feedback import imitated
 from rlhf_jax.types import Preferences, Ranked, Rated, Sequences
 
 PARAMS, REFERENCE = toys.bigram_params(), toys.bigram_params(1)
@@ -186,12 +185,3 @@ def test_reference_free_methods_see_no_reference():
     batch = toys.preferences(5)
     assert stepped(batch, **settings) == stepped(batch, reference=None, **settings)
     assert isinstance(batch, Preferences)
-
-
-def test_what_is_imitated_is_the_more_probable_side():
-    """Of soft labels; neither side of a tie, in words or in numbers."""
-    batch = toys.preferences(4).replace(
-        probability=np.array([0.9, 0.2, 0.5, 1.0]), tied=np.array([False, False, False, True])
-    )
-    expected = [[True, False, False, False], [False, True, False, False]]
-    assert imitated(batch).tolist() == expected
