@@ -12,6 +12,7 @@ from scipy.optimize import brentq
 from scipy.special import xlogy
 
 from rlhf_jax import aggregates, algorithms, losses, measures, rewards
+from rlhf_jax.algorithms.feedback import imitated
 from rlhf_jax.types import Preferences, Prompts, Rated, Sequences
 
 ITEMS, ATTRIBUTES = 5, 3
@@ -166,3 +167,12 @@ def test_a_sweep_of_weights_is_one_program_and_finds_the_front():
     worst = WORTH.mean(axis=1)  # The reference.
     reached, best = (measures.hypervolume(jnp.asarray(x), worst) for x in (found, exact))
     np.testing.assert_allclose(reached, best, rtol=0.02)
+
+
+def test_what_is_imitated_is_the_more_probable_side():
+    """Of soft labels; neither side of a tie, in words or in numbers."""
+    batch = toys.preferences(4).replace(
+        probability=np.array([0.9, 0.2, 0.5, 1.0]), tied=np.array([False, False, False, True])
+    )
+    expected = [[True, False, False, False], [False, True, False, False]]
+    assert imitated(batch).tolist() == expected

@@ -117,7 +117,7 @@ def _compared(batch, rewards, loss, reward, valid):
 
 
 def _of_shape(losses, **said):
-    """What was said of each pair, ``[B]``, or of each in several respects, like the losses."""
+    """What was said of each row, ``[B]``, or of each in several respects, like the losses."""
     shaped = []
     for name, each in said.items():
         if each is not None and jnp.shape(each) != losses.shape:
@@ -137,16 +137,13 @@ def _like_losses(rewards, values):
 
 
 def _rated(batch, rewards, loss, reward, valid, axis_name):
-    ratings, weight = batch.ratings, batch.weight
-    each = (...,) + (None,) * (ratings.ndim - 1)
-    mask = jnp.broadcast_to(valid[each], ratings.shape)
+    ratings = batch.ratings
+    mask, weight = _of_shape(ratings, valid=valid, weight=batch.weight)
     if batch.rating_mask is not None:
         checks.alike(ratings=ratings, rating_mask=batch.rating_mask)
         mask &= batch.rating_mask
     # What is missing may be a NaN, whose gradient no mask behind the loss would stop.
     ratings = jnp.where(mask, ratings, jnp.zeros_like(ratings))
-    if weight is not None:
-        weight = jnp.broadcast_to(weight[each], ratings.shape)
     scores = reward(rewards[0])
     if scores.shape != ratings.shape:
         found = f"{list(scores.shape)} and {list(ratings.shape)}"
