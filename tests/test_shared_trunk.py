@@ -83,7 +83,7 @@ def test_one_pass_of_the_reference_gives_the_numbers_of_separate_networks():
     apart, more = step_of(False)
     for x, y in zip(jax.tree.leaves(shared), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    assert abs(shared[2]["reward"]) > 0.05 and shared[2]["value_loss"] > 0.1
+    assert abs(shared[2]["reward"]) > 0.05 and shared[2]["value_loss"] > 0.01
     assert np.abs(shared[1]["kernel"] - CRITIC["kernel"]).max() > 1e-3
 
     # Saved: a pass of the reward's trunk, and one of the critic's. (Without minibatches XLA sees
