@@ -79,7 +79,7 @@ def test_a_process_reward_model_learns_from_the_steps_alone():
     params = toys.bag_params()
     batch = feedback.step_labels(TEXT, STEPS)
     state = algorithm.init(params, jax.random.key(0))
-    _, metrics = algorithm.step(state, batch)
+    _, metrics = jax.jit(algorithm.step)(state, batch)
     score = float(params["weights"][9])  # all steps end with 9
     by_hand = np.mean([np.log1p(np.exp(score)) - y * score for y in (1, 0, 0.5, 1)])
     np.testing.assert_allclose(metrics["loss"], by_hand, rtol=1e-5)
@@ -105,7 +105,8 @@ def test_a_process_reward_model_learns_from_the_steps_alone():
     state, history = jax.jit(partial(jax.lax.scan, algorithm.step))(state, batches)
     assert history["loss"][-1] < 0.05
     ends_fn = lambda sequences: sequences.response_mask & np.isin(np.arange(6), [1, 4])  # noqa: E731
-    whole = rewards.from_steps(token_scores, ends_fn, combine="minimum")(state.params, text)
+    reward_fn = rewards.from_steps(token_scores, ends_fn, combine="minimum")
+    whole = jax.jit(reward_fn)(state.params, text)
     right = feedback.rating_from_steps(steps).value == 1
     assert whole[right].min() > 0.9 and whole[~right].max() < 0.1
 
@@ -192,28 +193,35 @@ def test_a_reward_where_it_is_earned_teaches_more_than_its_sum_at_the_end():
     What is to come shrinks along the answer, so the baseline must know the place: against one mean
     of all tokens (``reinforce_plus_plus``) the dense reward learns more slowly here, not faster.
     """
-    wanted = {"weights": jnp.where(jnp.arange(toys.VOCAB) % 2 == 0, 1.0, 0.0)}
-    everywhere = lambda text: text.response_mask  # noqa: E731
     seeds = 8
+    wanted = jnp.where(jnp.arange(toys.VOCAB) % 2 == 0, 1.0, 0.0)
 
-    def learnt(reward_fn):
-        algorithm = algorithms.policy_gradient(
-            toys.bigram_logits,
-            toys.sample_fn(new_tokens=12, eos_id=None),
-            reward_fn,
-            optax.adam(0.1),
-            samples_per_prompt=1,
-            per_token=True,
-            advantage=above_the_mean,
-            kl_coefficient=0.0,
-        )
-        many = algorithms.ensemble(algorithm, seeds)
-        params = jax.tree.map(lambda x: jnp.stack([x] * seeds), toys.bigram_params())
-        state = many.init(params, jax.random.key(0), reward=wanted, reference=toys.bigram_params())
-        prompts = jax.tree.map(lambda x: jnp.stack([x] * 15), toys.prompts(4))
-        state, _ = jax.jit(partial(jax.lax.scan, many.step))(state, prompts)
-        chances = jax.nn.softmax(state.params["table"])  # of an even token, whatever came before
-        return np.asarray(jnp.mean(jnp.sum(chances[:, :, ::2], axis=-1), axis=-1))
+    def earned(params, text):
+        dense = rewards.at_ends(token_scores, lambda text: text.response_mask)(params, text)
+        total = jnp.where(rewards.whole_answer(text), jnp.sum(dense, axis=-1, keepdims=True), 0)
+        return jnp.where(params["dense"], dense, total)
 
-    lead = learnt(rewards.at_ends(token_scores, everywhere)) - learnt(toys.bag_reward)
-    assert lead.mean() > 3 * lead.std(ddof=1) / seeds**0.5 and lead.mean() > 0.02
+    algorithm = algorithms.policy_gradient(
+        toys.bigram_logits,
+        toys.sample_fn(new_tokens=12, eos_id=None),
+        earned,
+        optax.adam(0.1),
+        samples_per_prompt=1,
+        per_token=True,
+        advantage=above_the_mean,
+        kl_coefficient=0.0,
+    )
+    # Both, with every seed, in one program.
+    reward = {"weights": wanted, "dense": True}
+    policy, reward = jax.tree.map(
+        lambda x: jnp.stack([x] * 2 * seeds), (toys.bigram_params(), reward)
+    )
+    reward["dense"] = jnp.arange(2 * seeds) < seeds
+    many = algorithms.ensemble(algorithm, 2 * seeds, own_frozen=True)
+    state = many.init(policy, jax.random.key(0), reward=reward)
+    prompts = jax.tree.map(lambda x: jnp.stack([x] * 15), toys.prompts(4))
+    state, _ = jax.jit(partial(jax.lax.scan, many.step))(state, prompts)
+    even = jnp.sum(jax.nn.softmax(state.params["table"])[:, :, ::2], axis=-1)
+    chances = np.asarray(jnp.mean(even, axis=-1)).reshape(2, seeds)  # whatever came before
+    lead = chances[0].mean() - chances[1].mean()
+    assert lead > 0.02 and lead > 3 * np.hypot(*chances.std(axis=1, ddof=1)) / seeds**0.5

@@ -214,18 +214,17 @@ def close(found, expected):
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=2e-6)
 
 
-@pytest.mark.parametrize("where", ["jax", "mesh", "pmap"])
-def test_steps_are_those_of_a_reward_in_jax_and_of_several_devices(where):
-    algorithm = policy_gradient(toys.bag_reward if where == "jax" else REWARD)
-    compile = training.donating_jit
-    if where == "mesh":
-        compile = functools.partial(parallel.shard_step, mesh=parallel.data_mesh(), batch_axis=1)
-    if where == "pmap":
-        algorithm = policy_gradient(REWARD, "data")
-        compile = functools.partial(parallel.pmap_step, batch_axis=1)
-    state = start(algorithm, toys.bag_params(2) if where == "jax" else ())
+def test_it_is_the_reward_that_it_would_be_in_jax():
+    sequences = toys.sequences(6, empty=(2,))
+    expected = toys.bag_reward(toys.bag_params(2), sequences)
+    np.testing.assert_allclose(REWARD((), sequences), expected, rtol=1e-5)
+
+
+def test_chunks_of_steps_on_a_mesh_are_those_of_one_device():
+    algorithm, (expected, _) = policy_gradient(REWARD), uninterrupted()
+    compile = functools.partial(parallel.shard_step, mesh=parallel.data_mesh(), batch_axis=1)
+    state = start(algorithm)
     fitted = training.fit(algorithm, state, batches, steps=STEPS, chunk=CHUNK, compile=compile)
-    expected, _ = uninterrupted()
     close(fitted.state.params, expected.state.params)
     close(fitted.history, expected.history)
 
@@ -250,19 +249,23 @@ def test_a_failure_loses_no_checkpoint(tmp_path, monkeypatch):
     close(fitted.history, expected.history[-CHUNK:])
 
 
-def test_deferred_a_failing_step_changes_nothing_on_several_devices(monkeypatch):
+def test_pmapped_steps_are_those_of_one_device_and_a_failing_one_changes_nothing(monkeypatch):
     """Raised in the program it would keep the other devices waiting, and then end the process."""
-    _, unheard = uninterrupted()
+    expected, unheard = uninterrupted()
     algorithm = policy_gradient(REWARD, "data")
-    run = parallel.pmap_step(training.run_chunk(algorithm.step), batch_axis=1)
-    every = jax.tree.map(lambda *x: np.stack(x), *(batches(i) for i in range(STEPS)))
-    good, _ = run(start(algorithm), jax.tree.map(lambda x: x[: STEPS - 1], every))
+    step, state = parallel.pmap_step(algorithm.step), start(algorithm)
+    for i in range(STEPS):
+        before, (state, metrics) = state, step(state, batches(i))
+        row = {name: float(value) for name, value in metrics.items()}
+        close(row | {"step": i + 1}, expected.history[i])
+    close(state.params, expected.state.params)
+
     monkeypatch.setattr(WEIGHING, "broken_on", unheard)
     with rewards.deferred() as failures:
-        state, metrics = run(start(algorithm), every)
-        close(state.params, good.params)
-        assert metrics["skipped"].tolist() == [0] * (STEPS - 1) + [1]
+        after, metrics = step(before, batches(STEPS - 1))
+        jax.tree.map(np.testing.assert_array_equal, after.params, before.params)
+        assert metrics["skipped"] == 1 and np.isnan(metrics["reward"])
         asked = len(WEIGHING.heard)
-        jax.block_until_ready(run(start(algorithm), every))
+        jax.block_until_ready(step(after, batches(STEPS)))
     assert len(failures) == 1 and failures[0].completion == unheard
     assert len(WEIGHING.heard) == asked

@@ -1,5 +1,7 @@
 """Heads on the frozen reference: the numbers of separate networks, with fewer forward passes."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,20 +9,16 @@ import optax
 import pytest
 import toys
 
-from rlhf_jax import algorithms, models, rewards, sampling
-from rlhf_jax.sequences import align, last_token
-from rlhf_jax.types import ActorCritic, FactoredLogits, Sequences
+from rlhf_jax import algorithms, models, rewards
+from rlhf_jax.sequences import align, last_token, token_log_probs
+from rlhf_jax.types import ActorCritic, FactoredLogits
 
-CONFIG = models.TransformerConfig(
-    vocab_size=toys.VOCAB, hidden_size=32, intermediate_size=64, num_layers=1, num_heads=2,
-    num_kv_heads=2, max_length=16,
-)  # fmt: skip
-MODEL, HEAD = models.language_model(CONFIG), models.linear_head(32)
-KEYS = jax.random.split(jax.random.key(0), 4)
-TRUNK = MODEL.init(KEYS[1])
+HEAD = models.linear_head(32)
 # Large enough to matter, unlike fresh ones.
-SCORE, CRITIC = (jax.tree.map(lambda x: 50 * x, HEAD.init(key)) for key in KEYS[2:])
-TEXT = toys.sequences(6, empty=(2,))
+SCORE, CRITIC = (
+    jax.tree.map(lambda x: 50 * x, HEAD.init(key)) for key in jax.random.split(jax.random.key(0))
+)
+TEXT = toys.sequences(8, empty=(2,))
 
 
 def features(params, tokens):
@@ -41,12 +39,11 @@ def plain_params(seed):
     }
 
 
-DECODER = toys.BIGRAM._replace(
-    apply=lambda params, tokens, mask, cache: (
-        features(params, tokens[:, -1]) @ params["unembed"],
-        cache,
-    )
-)
+def sample_fn(params, prompts, keys):
+    """Eight answers that were written beforehand."""
+    tokens = jnp.asarray(TEXT.tokens)
+    log_probs = token_log_probs(plain_logits(params, tokens, TEXT.mask), tokens)
+    return TEXT.replace(tokens=tokens, log_probs=log_probs)
 
 
 def step_of(shared):
@@ -62,7 +59,7 @@ def step_of(shared):
 
     algorithm = algorithms.policy_gradient(
         plain_logits,
-        sampling.sampler(DECODER, max_new_tokens=4, eos_id=toys.EOS),
+        sample_fn,
         None if shared else rewards.from_scores(score),
         optax.sgd(0.1),
         shared_fn=models.shared_trunk(plain_logits, HEAD) if shared else None,
@@ -86,7 +83,7 @@ def test_one_pass_of_the_reference_gives_the_numbers_of_separate_networks():
     apart, more = step_of(False)
     for x, y in zip(jax.tree.leaves(shared), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-6)
-    assert abs(shared[2]["reward"]) > 0.1 and shared[2]["value_loss"] > 0.1
+    assert abs(shared[2]["reward"]) > 0.05 and shared[2]["value_loss"] > 0.01
     assert np.abs(shared[1]["kernel"] - CRITIC["kernel"]).max() > 1e-3
 
     # Saved: a pass of the reward's trunk, and one of the critic's. (Without minibatches XLA sees
@@ -97,44 +94,59 @@ def test_one_pass_of_the_reference_gives_the_numbers_of_separate_networks():
 
 
 def test_a_head_is_trained_on_the_frozen_trunk():
-    score_fn = models.trunk_scores(MODEL.factored_logits_fn, HEAD)
-    params = {"trunk": TRUNK, "head": SCORE}
-    own = models.score_model(CONFIG).score_fn
-    np.testing.assert_allclose(
-        score_fn(params, TEXT.tokens, TEXT.mask), own(params, TEXT.tokens, TEXT.mask), rtol=1e-5
-    )
+    params = {"trunk": plain_params(1), "head": SCORE}
     optimizer = optax.masked(optax.adam(0.1), {"trunk": False, "head": True})
-    algorithm = algorithms.reward_model(score_fn, optimizer)
+    algorithm = algorithms.reward_model(models.trunk_scores(plain_logits, HEAD), optimizer)
     state = algorithm.init(params, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * (32 + 1) + 1
     after, metrics = jax.jit(algorithm.step)(state, toys.preferences(8))
-    for x, y in zip(jax.tree.leaves(after.params["trunk"]), jax.tree.leaves(TRUNK), strict=True):
-        np.testing.assert_array_equal(x, y)
+    jax.tree.map(np.testing.assert_array_equal, after.params["trunk"], params["trunk"])
     assert metrics["grad_norm"] > 0
     assert np.abs(after.params["head"]["kernel"] - SCORE["kernel"]).max() > 0.05
 
 
-def test_several_outputs_and_rewards_of_tokens():
-    several = models.linear_head(32, outputs=3)
-    params = several.init(jax.random.key(5))
-    found = models.shared_trunk(MODEL.factored_logits_fn, several)(TRUNK, params, TEXT)
-    single = {name: x[..., 1:2] for name, x in params.items()}
-    one = models.shared_trunk(MODEL.factored_logits_fn, HEAD)(TRUNK, single, TEXT)
-    assert found.rewards.shape == (3, 6)
-    np.testing.assert_allclose(found.rewards[1], one.rewards, rtol=1e-5)
-    np.testing.assert_array_equal(one.rewards[2], 0)
-    scores = models.trunk_scores(MODEL.factored_logits_fn, several)(
-        {"trunk": TRUNK, "head": params}, TEXT.tokens, TEXT.mask
-    )
-    np.testing.assert_allclose(scores, found.rewards.T, rtol=1e-6)
-    every = models.shared_trunk(MODEL.factored_logits_fn, HEAD, reward=lambda scores, text: scores)
-    dense = every(TRUNK, single, TEXT).rewards
-    token_scores = models.token_score_model(CONFIG).score_fn
-    expected = token_scores({"trunk": TRUNK, "head": single}, TEXT.tokens, TEXT.mask)
-    np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=1e-6)
+def test_heads_read_what_the_transformers_with_heads_read():
+    config = models.TransformerConfig(
+        vocab_size=toys.VOCAB, hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2,
+        num_kv_heads=2,
+    )  # fmt: skip
+    logits_fn = models.language_model(config).factored_logits_fn
+    params = models.token_score_model(config).init(jax.random.key(2)) | {"head": SCORE}
+    three = models.linear_head(32, outputs=3)
+    wide = jax.tree.map(lambda x: jnp.concatenate([0 * x, x, -x], axis=-1), SCORE)
+    trunk, both = params["trunk"], {"trunk": params["trunk"], "head": wide}
+
+    @jax.jit
+    def everything(tokens, mask):
+        text = TEXT.replace(tokens=tokens, mask=mask)
+        each = models.shared_trunk(logits_fn, HEAD, reward=lambda scores, text: scores)
+        return {
+            "whole": models.score_model(config).score_fn(params, tokens, mask),
+            "tokens": models.token_score_model(config).score_fn(params, tokens, mask),
+            "shared": models.shared_trunk(logits_fn, HEAD)(trunk, SCORE, text).rewards,
+            "trained": models.trunk_scores(logits_fn, HEAD)(params, tokens, mask),
+            "shared tokens": each(trunk, SCORE, text).rewards,
+            "several": models.shared_trunk(logits_fn, three)(trunk, wide, text).rewards,
+            "several trained": models.trunk_scores(logits_fn, three)(both, tokens, mask),
+        }
+
+    found = everything(TEXT.tokens, TEXT.mask)
+    whole, tokens = found["whole"], found["tokens"]
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    rows = TEXT.mask.any(axis=1)
+    assert np.abs(whole[rows]).min() > 1e-3 and whole[~rows] == 0
+    last = np.maximum(TEXT.mask.sum(axis=1) - 1, 0)
+    close(tokens[rows, last[rows]], whole[rows])
+    close(found["shared"], whole)
+    close(found["trained"], whole)
+    close(found["shared tokens"], tokens)
+    close(found["several"], np.stack([0 * whole, whole, -whole]))
+    close(found["several trained"], found["several"].T)
 
 
 def test_the_logits_must_be_factored():
-    text = Sequences(TEXT.tokens, TEXT.mask, TEXT.response_mask)
+    def dense(params, tokens, mask):
+        return features(params, tokens) @ params["unembed"]
+
     with pytest.raises(TypeError, match="must return FactoredLogits, not ArrayImpl: of a"):
-        models.shared_trunk(MODEL.logits_fn, HEAD)(TRUNK, SCORE, text)
+        models.shared_trunk(dense, HEAD)(plain_params(1), SCORE, TEXT)
