@@ -29,8 +29,9 @@ def ensemble(
     Args:
         algorithm: any; built without an ``axis_name`` or with one, as for a single member.
         members: ``M``.
-        own_batches: whether a batch is ``[M, B, ...]``, one for each member, as
-            ``data.stacked`` makes it; by default all see the same.
+        own_batches: whether a batch is ``[M, B, ...]``, one for each member, as ``data.stacked``
+            makes it; by default all see the same. On a mesh ``parallel.shard_step`` then needs
+            ``batch_axis=1``.
         own_frozen: whether frozen networks are ``[M, ...]`` too; by default they are shared and
             stored once.
         same_draws: whether all members draw with one key, so that only what they are made of and
