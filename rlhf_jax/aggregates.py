@@ -203,8 +203,9 @@ def lagrangian(
         limits: ``float[M - 1]``, d, in the costs' units.
         rate: eta, how fast the multipliers follow; reward per squared unit of cost and step.
         initial: lambda before the first step.
-        normalised: whether to divide by one plus the multipliers' sum, so that the reward's scale,
-            and with it the meaning of the KL penalty, does not grow with them.
+        normalised: whether to divide by one plus the multipliers' sum, so that the scale, and with
+            it the size of the steps, does not grow with them. A KL penalty then holds the policy
+            back by so much more: only without is the solution that of the penalised problem.
 
     Returns:
         An ``Adaptive`` whose state is ``float32[M - 1]``, the multipliers.

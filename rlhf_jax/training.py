@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.rewards import deferred
 from rlhf_jax.types import Algorithm, Batch, Callback, Metrics, PyTree, TrainState
 
 __all__ = ["Fit", "NonFiniteError", "compilation_cache", "donating_jit", "fit", "run_chunk"]
@@ -134,6 +135,8 @@ def fit(
     Raises:
         ValueError: if an argument is out of range, batches differ in shape, a metric is no scalar,
             or the algorithm does not count its steps.
+        RewardError: if a reward function of ``rewards.from_python`` failed. The callbacks have been
+            called with ``last=True`` and the state before the failing step, so nothing is lost.
         NonFiniteError: after ``max_skipped`` skipped updates in a row. The callbacks have been
             called with ``last=True`` by then, so the last good parameters are saved.
     """
@@ -152,6 +155,7 @@ def fit(
         step = int(state.step)
         run = compile(run_chunk(algorithm.step))
         signals = stack.enter_context(_signals())
+        failures = stack.enter_context(deferred())
         while step < steps and not (ended or signals or reason):
             until = min(steps, (step // chunk + 1) * chunk)
             state, metrics = run(state, _stack([batches(i) for i in range(step, until)], step))
@@ -162,6 +166,11 @@ def fit(
                     f"after step {step} the state says {int(state.step)}: algorithm.step must add "
                     "exactly one to state.step"
                 )
+            if failures:
+                state, rows = _before_failure(state, rows)
+                ended = True
+                _call(callbacks, state, rows, last=True)
+                raise failures[0]
             history += rows
             failed = next((row for row in rows if row.get("skipped", 0) >= max_skipped), None)
             ended = step >= steps or bool(failed) or bool(signals)
@@ -237,6 +246,18 @@ def _rows(metrics: Metrics, begin: int, end: int) -> list[Row]:
         | {name: float(column[i]) for name, column in columns.items() if name != "step"}
         for i in range(end - begin)
     ]
+
+
+def _before_failure(state: TrainState, rows: list[Row]) -> tuple[TrainState, list[Row]]:
+    """The state and the rows before a Python reward failed.
+
+    From then on the reward was nan, so every update was skipped: only the counts went on.
+    """
+    good = len(rows)
+    while good and rows[good - 1].get("skipped", 0) > 0:
+        good -= 1
+    undone = len(rows) - good
+    return state.replace(step=state.step - undone, skipped=state.skipped - undone), rows[:good]
 
 
 def _call(

@@ -103,6 +103,10 @@ class Preferences:
             then called with ``margin=``. Not together with ``probability``.
         weight: ``float[B]``, how much each pair counts; ``None`` if all alike.
         rater: ``int32[B]``, who preferred, for models of single raters; ``None`` if unknown.
+
+    Of pairs compared in several respects, by a score of ``[B, A]``, ``probability`` and ``weight``
+    may be ``[B, A]``: ``chosen`` is then no more than the first, and a weight of 0 says that nobody
+    compared them in that respect.
     """
 
     chosen: Sequences

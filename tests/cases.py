@@ -5,11 +5,13 @@ from functools import partial
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import optax
 import toys
 
 from rlhf_jax import (
     advantages,
+    aggregates,
     algorithms,
     divergences,
     implicit_rewards,
@@ -52,14 +54,14 @@ def _online(build_of):
     return Case(build, init, lambda seed: toys.prompts(8, seed=seed, empty=(2, 3)))
 
 
-def _policy(critic=False, named=lambda axis_name: {}, **settings):
+def _policy(critic=False, named=lambda axis_name: {}, two_rewards=False, **settings):
     def build(axis_name=None):
         if critic:
             settings["value_fn"] = toys.bag_values
         return algorithms.policy_gradient(
             toys.bigram_logits,
             toys.sample_fn(),
-            toys.bag_reward,
+            rewards.ensemble(toys.bag_reward) if two_rewards else toys.bag_reward,
             optax.sgd(0.3),
             axis_name=axis_name,
             **named(axis_name),
@@ -70,7 +72,10 @@ def _policy(critic=False, named=lambda axis_name: {}, **settings):
         params = toys.bigram_params()
         params = ActorCritic(params, toys.bag_params(4)) if critic else params
         reference = toys.bigram_params(1)
-        return algorithm.init(params, jax.random.key(7), toys.bag_params(2), reference)
+        reward = toys.bag_params(2)
+        if two_rewards:
+            reward = jax.vmap(toys.bag_params)(np.arange(2))
+        return algorithm.init(params, jax.random.key(7), reward, reference)
 
     return Case(build, init, lambda seed: toys.prompts(8, seed=seed, empty=(2, 3)))
 
@@ -90,6 +95,15 @@ CASES = {
         lambda algorithm: algorithm.init(toys.bag_params(), jax.random.key(7)),
         lambda seed: toys.preferences(8, seed, empty=(1, 6)),
     ),
+    "mixture": Case(
+        lambda axis_name=None: algorithms.mixture(
+            toys.bag_scores, optax.sgd(0.3), groups=2, raters=3, memory=2, axis_name=axis_name
+        ),
+        lambda algorithm: algorithm.init(
+            jax.vmap(toys.bag_params)(np.arange(2)), jax.random.key(7)
+        ),
+        lambda seed: toys.preferences(8, seed, empty=(1, 6)).replace(rater=np.arange(8) % 4),
+    ),
     "dpo": _direct(),
     "ipo": _direct(beta=1.0, loss=partial(losses.squared, tau=0.3)),
     "slic": _direct(
@@ -103,6 +117,8 @@ CASES = {
     "ranking": _direct(toys.ranked, loss=losses.plackett_luce, supervised_weight=0.5),
     "rloo": _policy(),
     "remax": _policy(
+        two_rewards=True,
+        aggregate=aggregates.lagrangian(np.array([-0.5], np.float32), rate=0.5),
         samples_per_prompt=2,
         advantage=advantages.greedy_baseline,
         baseline_fn=toys.sample_fn(temperature=0),

@@ -9,7 +9,7 @@ import optax
 import pytest
 import toys
 
-from rlhf_jax import aggregates, algorithms, data, parallel, rewards
+from rlhf_jax import algorithms, data, parallel
 
 MEMBERS = 3
 ALONE = algorithms.reward_model(toys.bag_scores, optax.adam(0.1), token_dropout=0.3)
@@ -69,37 +69,6 @@ def test_a_member_that_fails_fails_alone():
     )
     assert state.skipped.tolist() == [0, 2, 0] and metrics["skipped"] == 2
     assert np.isfinite(state.params["weights"][jnp.array([0, 2])]).all()
-
-
-def test_a_front_of_policies_is_one_program():
-    """Two rewards that want opposite words, weighed: the more weight, the more reward."""
-    wanted = jnp.where(jnp.arange(toys.VOCAB) < 6, 1.0, 0.0)
-    reward_fn = rewards.several(toys.bag_reward, toys.bag_reward)
-
-    def weighed(params, sequences):
-        weights, both = params
-        return aggregates.weighted(reward_fn(both, sequences), weights=weights)
-
-    algorithm = algorithms.policy_gradient(
-        toys.bigram_logits,
-        toys.sample_fn(new_tokens=2, eos_id=None),
-        weighed,
-        optax.adam(0.1),
-        samples_per_prompt=8,
-    )
-    share = jnp.linspace(0, 1, 3)
-    stack = partial(jax.tree.map, lambda x: jnp.stack([x] * 3))
-    reward = (
-        jnp.stack([share, 1 - share], axis=1),
-        stack([{"weights": wanted}, {"weights": 1 - wanted}]),
-    )
-    front = algorithms.ensemble(algorithm, 3, own_frozen=True, same_draws=True)
-    state = front.init(stack(toys.bigram_params()), jax.random.key(0), reward=reward)
-    step = jax.jit(front.step)
-    for _ in range(20):
-        state, _ = step(state, toys.prompts(8))
-    chances = jax.nn.softmax(state.params["table"], axis=-1) @ wanted
-    assert (np.diff(chances.mean(axis=1)) > 0.2).all()
 
 
 def test_what_does_not_fit_is_named():

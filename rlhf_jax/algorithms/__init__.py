@@ -12,6 +12,7 @@ from rlhf_jax.algorithms.inverse_rl import (
     inverse_rl,
     maxent_irl,
 )
+from rlhf_jax.algorithms.mixture import Groups, group_posterior, mixture
 from rlhf_jax.algorithms.online import nash_md, online_dpo
 from rlhf_jax.algorithms.policy_gradient import policy_gradient
 from rlhf_jax.algorithms.presets import (
@@ -42,6 +43,7 @@ from rlhf_jax.algorithms.supervised import supervised
 
 __all__ = [
     "Demonstrated",
+    "Groups",
     "PolicyAndReward",
     "airl",
     "cdpo",
@@ -53,6 +55,7 @@ __all__ = [
     "dr_grpo",
     "ensemble",
     "gail",
+    "group_posterior",
     "grpo",
     "gspo",
     "guided_cost_learning",
@@ -60,6 +63,7 @@ __all__ = [
     "ipo",
     "kto",
     "maxent_irl",
+    "mixture",
     "nash_md",
     "online_dpo",
     "orpo",

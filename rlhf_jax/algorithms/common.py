@@ -20,6 +20,7 @@ __all__ = [
     "Objective",
     "Term",
     "advance",
+    "check_stacked",
     "divided",
     "gradients",
     "new_state",
@@ -59,22 +60,23 @@ def rows_mean(values: jax.Array, valid: jax.Array, weight: jax.Array | None = No
 
 
 def gradients(
-    objective: Objective, params: Params, axis_name: str | None
-) -> tuple[PyTree, Metrics]:
+    objective: Objective, params: Params, axis_name: str | None, *, has_aux: bool = False
+) -> tuple[PyTree, ...]:
     """Gradient of the global loss, and the metrics.
 
     Args:
         objective: the terms of the loss and further means, as functions of the parameters.
         params: where to take the gradient.
         axis_name: the pmapped axis, if any.
+        has_aux: whether the objective returns a third thing, which is handed on as it is.
 
     Returns:
         The gradient, and the metrics: ``loss``, its terms if there are several, ``grad_norm`` and
-        the further means.
+        the further means. With ``has_aux`` that third thing too.
     """
 
-    def share(params: Params) -> tuple[jax.Array, tuple[dict[str, Mean], dict[str, jax.Array]]]:
-        terms, further = objective(params)
+    def share(params: Params) -> tuple[jax.Array, tuple[PyTree, ...]]:
+        terms, further, *aux = objective(params)
         weights = {name: term.weight for name, term in terms.items()}
         means = {name: term.mean for name, term in terms.items()}
         counts = {name: jax.lax.stop_gradient(mean.count) for name, mean in means.items()}
@@ -83,14 +85,25 @@ def gradients(
             weights[name] * mean.total / jnp.maximum(counts[name], 1e-9)
             for name, mean in means.items()
         )
-        return loss, (means, {"loss": loss}, further)
+        return loss, (means, {"loss": loss}, further, aux)
 
-    gradient, (means, loss, further) = jax.grad(share, has_aux=True)(params)
+    gradient, (means, loss, further, aux) = jax.grad(share, has_aux=True)(params)
     gradient, loss = over_devices((gradient, loss), axis_name)
     metrics = loss | divided(further, axis_name)
     if len(means) > 1:
         metrics |= divided({f"{name}_loss": mean for name, mean in means.items()}, axis_name)
-    return gradient, metrics | {"grad_norm": optax.tree.norm(gradient)}
+    metrics |= {"grad_norm": optax.tree.norm(gradient)}
+    return (gradient, metrics, *aux) if has_aux else (gradient, metrics)
+
+
+def check_stacked(count: int, why: str, **trees: PyTree) -> None:
+    """Every array of these trees is ``[count, ...]``; else a ``ValueError`` that says which not."""
+    for name, tree in trees.items():
+        for path, leaf in jax.tree.leaves_with_path(tree):
+            if jnp.shape(leaf)[:1] != (count,):
+                where = f"{name}{jax.tree_util.keystr(path)}"
+                found = f"{list(jnp.shape(leaf))}"
+                raise ValueError(f"{where} must be [{count}, ...], {why}, not {found}")
 
 
 def row_keys(key: Key, rows: int, axis_name: str | None) -> Key:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.algorithms.common import check_stacked
 from rlhf_jax.types import Algorithm, Batch, Key, Metrics, Params, PyTree, TrainState
 
 __all__ = ["ensemble"]
@@ -28,8 +29,9 @@ def ensemble(
     Args:
         algorithm: any; built without an ``axis_name`` or with one, as for a single member.
         members: ``M``.
-        own_batches: whether a batch is ``[M, B, ...]``, one for each member, as
-            ``data.member_epochs`` makes it; by default all see the same.
+        own_batches: whether a batch is ``[M, B, ...]``, one for each member, as ``data.stacked``
+            makes it; by default all see the same. On a mesh ``parallel.shard_step`` then needs
+            ``batch_axis=1``.
         own_frozen: whether frozen networks are ``[M, ...]`` too; by default they are shared and
             stored once.
         same_draws: whether all members draw with one key, so that only what they are made of and
@@ -60,12 +62,8 @@ def ensemble(
     if members < 1:
         raise ValueError(f"members must be at least 1, not {members}")
 
-    def of_members(name: str, tree: PyTree) -> None:
-        for path, leaf in jax.tree.leaves_with_path(tree):
-            if jnp.shape(leaf)[:1] != (members,):
-                where = f"{name}{jax.tree_util.keystr(path)}"
-                found = f"{list(jnp.shape(leaf))}"
-                raise ValueError(f"{where} must be [{members}, ...], one a member, not {found}")
+    def of_members(**trees: PyTree) -> None:
+        check_stacked(members, "one a member", **trees)
 
     def keys(key: Key) -> Key:
         if same_draws:
@@ -84,10 +82,9 @@ def ensemble(
     )
 
     def init(params: Params, key: Key, **frozen: PyTree) -> TrainState:
-        of_members("params", params)
+        of_members(params=params)
         if own_frozen:
-            for name, tree in frozen.items():
-                of_members(name, tree)
+            of_members(**frozen)
 
         layout = (0, 0, 0 if own_frozen else None)
         start = jax.vmap(lambda p, k, f: algorithm.init(p, k, **f), layout, axes)
@@ -104,7 +101,7 @@ def ensemble(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         if own_batches:
-            of_members("batch", batch)
+            of_members(batch=batch)
         inner = state.replace(key=keys(state.key))
         one = jax.vmap(algorithm.step, (axes, 0 if own_batches else None), (axes, 0))
         after, metrics = one(inner, batch)

@@ -62,10 +62,10 @@ def judged(
         batch: of ``B`` judgements.
         rewards: ``float[S, B]``, of its sides; ``[S, B, ...]`` if the loss takes several numbers an
             answer, such as a distribution's.
-        loss: for ``Preferences`` ``(chosen, rejected) -> [B]``, with ``tied`` third and ``margin=``
-            if the batch has them; for ``Rated`` ``(rewards, ratings) -> [...]``, of the ratings'
-            shape, and the KL third if the batch has ``unrelated``; for ``Ranked`` ``(rewards[B, N],
-            rankings[B, N]) -> [B]``.
+        loss: for ``Preferences`` ``(chosen, rejected) -> [B]``, or ``[B, A]`` in several respects,
+            with ``tied`` third and ``margin=`` if the batch has them; for ``Rated`` ``(rewards,
+            ratings) -> [...]``, of the ratings' shape, and the KL third if the batch has
+            ``unrelated``; for ``Ranked`` ``(rewards[B, N], rankings[B, N]) -> [B]``.
         reward: what of several numbers is the reward that the metrics speak of.
         axis_name: the pmapped axis, if any.
 
@@ -91,37 +91,59 @@ def _compared(batch, rewards, loss, reward, valid):
     checks.takes(loss, "loss", *names, keywords=tuple(keywords))
     chosen, rejected = rewards
     values = loss(chosen, rejected, *said, **keywords)
-    if batch.probability is not None:
+    lead = reward(chosen) - reward(rejected)
+    _like_losses(lead, values)
+    mask, weight, probability, tied = _of_shape(
+        values, valid=valid, weight=batch.weight, probability=batch.probability, tied=batch.tied
+    )
+    if probability is not None:
         if keywords:
             raise ValueError("a batch has probability or margin, not both")
-        other = loss(rejected, chosen, *said)
-        values = batch.probability * values + (1 - batch.probability) * other
+        values = probability * values + (1 - probability) * loss(rejected, chosen, *said)
 
-    chosen, rejected = reward(chosen), reward(rejected)
-    decided, lead = valid, chosen - rejected
-    if batch.tied is not None:
-        decided &= ~batch.tied
+    decided = mask if tied is None else mask & ~tied
+    if weight is not None:
+        decided &= weight > 0
     right = (lead > 0) + 0.5 * (lead == 0)
-    if batch.probability is not None:
-        decided &= batch.probability != 0.5
-        right = jnp.where(batch.probability > 0.5, right, 1 - right)
-    return rows_mean(values, valid, batch.weight), {
+    if probability is not None:
+        decided &= probability != 0.5
+        right = jnp.where(probability > 0.5, right, 1 - right)
+    return rows_mean(values, mask, weight), {
         "accuracy": rows_mean(right, decided),
         "margin": rows_mean(lead, decided),
-        "chosen_reward": rows_mean(chosen, decided),
-        "rejected_reward": rows_mean(rejected, decided),
+        "chosen_reward": rows_mean(reward(chosen), decided),
+        "rejected_reward": rows_mean(reward(rejected), decided),
     }
 
 
+def _of_shape(losses, **said):
+    """What was said of each row, ``[B]``, or of each in several respects, like the losses."""
+    shaped = []
+    for name, each in said.items():
+        if each is not None and jnp.shape(each) != losses.shape:
+            if jnp.shape(each) != losses.shape[:1]:
+                found = f"{list(losses.shape)}, not {list(jnp.shape(each))}"
+                raise ValueError(f"{name} must be [B], or of the losses' shape {found}")
+            each = jnp.reshape(each, [-1] + [1] * (losses.ndim - 1))
+            each = jnp.broadcast_to(each, losses.shape)
+        shaped.append(each)
+    return shaped
+
+
+def _like_losses(rewards, values):
+    if rewards.shape != values.shape:
+        found = f"{list(values.shape)}, but reward makes {list(rewards.shape)} of the scores"
+        raise ValueError(f"loss must return one number for each reward: it returns {found}")
+
+
 def _rated(batch, rewards, loss, reward, valid, axis_name):
-    ratings, weight = batch.ratings, batch.weight
-    each = (...,) + (None,) * (ratings.ndim - 1)
-    mask = jnp.broadcast_to(valid[each], ratings.shape)
+    ratings = batch.ratings
+    mask, weight = _of_shape(ratings, valid=valid, weight=batch.weight)
     if batch.rating_mask is not None:
         checks.alike(ratings=ratings, rating_mask=batch.rating_mask)
         mask &= batch.rating_mask
-    if weight is not None:
-        weight = jnp.broadcast_to(weight[each], ratings.shape)
+    # What is missing may be a NaN, whose gradient no mask behind the loss would stop.
+    ratings = jnp.where(mask, ratings, jnp.zeros_like(ratings))
     scores = reward(rewards[0])
     if scores.shape != ratings.shape:
         found = f"{list(scores.shape)} and {list(ratings.shape)}"
@@ -137,7 +159,9 @@ def _rated(batch, rewards, loss, reward, valid, axis_name):
         kl = divided({"kl": jax.lax.stop_gradient(elsewhere)}, axis_name)["kl"]
         said = (kl,)
     checks.takes(loss, "loss", "rewards", "ratings", *(["kl"] if said else []))
-    return rows_mean(loss(rewards[0], ratings, *said), mask, weight), further
+    values = loss(rewards[0], ratings, *said)
+    _like_losses(scores, values)
+    return rows_mean(values, mask, weight), further
 
 
 def _ranked(batch, rewards, loss, reward, valid):
@@ -147,7 +171,9 @@ def _ranked(batch, rewards, loss, reward, valid):
     lead = ranked[:, :, None] - ranked[:, None, :]
     above = jnp.triu(jnp.ones(lead.shape[1:], bool), 1)
     right = jnp.sum(jnp.where(above, (lead > 0) + 0.5 * (lead == 0), 0), axis=(1, 2))
-    return rows_mean(loss(scores, batch.rankings), valid, batch.weight), {
+    values = loss(scores, batch.rankings)
+    checks.alike(losses=values, rankings=valid)
+    return rows_mean(values, valid, batch.weight), {
         "accuracy": rows_mean(right / jnp.sum(above), valid),
         "best_reward": rows_mean(ranked[:, 0], valid),
         "worst_reward": rows_mean(ranked[:, -1], valid),
@@ -157,15 +183,17 @@ def _ranked(batch, rewards, loss, reward, valid):
 def imitated(batch: Feedback) -> jax.Array:
     """Which sequences were called good, so that one may learn to write them: ``bool[S, B]``.
 
-    The chosen (no ties), the desirable, the best of a ranking.
+    The chosen (no ties), or the rejected where that is the more probable to be better; the
+    desirable, the best of a ranking.
 
     Raises:
         ValueError: if the ratings are not boolean.
     """
     if isinstance(batch, Preferences):
         rows = batch.chosen.mask.shape[0]
-        chosen = jnp.ones(rows, bool) if batch.tied is None else ~batch.tied
-        return jnp.stack([chosen, jnp.zeros(rows, bool)])
+        better = jnp.ones(rows) if batch.probability is None else batch.probability
+        decided = jnp.ones(rows, bool) if batch.tied is None else ~batch.tied
+        return jnp.stack([decided & (better > 0.5), decided & (better < 0.5)])
     if isinstance(batch, Rated):
         checks.booleans(ratings=batch.ratings)
         nobody = jnp.zeros_like(batch.ratings)

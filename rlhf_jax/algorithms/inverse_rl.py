@@ -4,9 +4,6 @@ The model of the demonstrators is that of maximum entropy, over whole answers an
 reference policy: ``p(x) = pi_ref(x) exp(r(x) / beta) / Z``. It is also where a policy ends that is
 trained on ``r`` with a KL penalty of ``beta``. So the reward is right when the trained policy says
 what the demonstrators say, and its samples show in what it does not.
-
-The reward's losses here are of *evidence*: ``rewards / beta`` and the log-ratio of the policy to
-its reference, both in nats, and whether a row is demonstrated.
 """
 
 from collections.abc import Callable
@@ -17,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax import checks
+from rlhf_jax import checks, losses
 from rlhf_jax.algorithms.common import (
     Term,
     advance,
@@ -29,7 +26,6 @@ from rlhf_jax.algorithms.common import (
 )
 from rlhf_jax.algorithms.feedback import judged, lined_up
 from rlhf_jax.algorithms.presets import rloo
-from rlhf_jax.losses import bradley_terry
 from rlhf_jax.sequences import Mean, token_log_probs
 from rlhf_jax.types import (
     ActorCritic,
@@ -52,13 +48,10 @@ __all__ = [
     "Demonstrated",
     "PolicyAndReward",
     "airl",
-    "airl_loss",
     "gail",
-    "gail_loss",
     "guided_cost_learning",
     "inverse_rl",
     "maxent_irl",
-    "maxent_loss",
 ]
 
 # rewards[B] and log_ratios[B] in nats, demonstrated: bool[B] -> loss[B]
@@ -89,97 +82,6 @@ class Demonstrated(NamedTuple):
     preferences: Preferences | None = None
 
 
-def maxent_loss(rewards: jax.Array, log_ratios: jax.Array, demonstrated: jax.Array) -> jax.Array:
-    r"""Maximum entropy: the demonstrations' reward up, that of the policy's samples down.
-
-    .. math:: \nabla L = E_\pi[\nabla r] - E_{demo}[\nabla r]
-
-    The gradient of the demonstrations' negative log-likelihood, once the policy is what the reward
-    asks for, or its samples are weighted as if it were. Until then nothing bounds it: keep the
-    reward's learning rate low, or its updates few.
-
-    Args:
-        rewards: ``float[B]`` in nats.
-        log_ratios: ``float[B]``, which do not matter here.
-        demonstrated: ``bool[B]``.
-
-    Returns:
-        ``float[B]``.
-
-    Raises:
-        ValueError: if the shapes differ, or are not floating and boolean.
-
-    Reference: Ziebart et al. 2008, AAAI; with samples, Finn et al. 2016,
-    https://arxiv.org/abs/1603.00448
-
-    >>> rewards, seen = jnp.array([1.0, 0.5]), jnp.array([True, False])
-    >>> maxent_loss(rewards, jnp.zeros(2), seen).tolist()
-    [-1.0, 0.5]
-    """
-    _check_evidence(rewards, log_ratios, demonstrated)
-    return jnp.where(demonstrated, -rewards, rewards)
-
-
-def airl_loss(rewards: jax.Array, log_ratios: jax.Array, demonstrated: jax.Array) -> jax.Array:
-    r"""Adversarial inverse RL: tells demonstrations from samples, knowing who wrote the samples.
-
-    .. math:: D(x) = \frac{e^{f(x)}}{e^{f(x)} + \pi(x)}, \qquad f(x) = r(x) + \log \pi_{ref}(x)
-
-    and the loss is the cross-entropy of ``D``. Because the discriminator is told the policy, what
-    is left for the reward to learn does not depend on it: at the optimum, for *any* policy,
-    ``f`` is the demonstrators' log-probability.
-
-    Args:
-        rewards: ``float[B]`` in nats.
-        log_ratios: ``float[B]``, log pi(x) - log pi_ref(x).
-        demonstrated: ``bool[B]``.
-
-    Returns:
-        ``float[B]`` in nats.
-
-    Raises:
-        ValueError: if the shapes differ, or are not floating and boolean.
-
-    Reference: Fu et al. 2017, https://arxiv.org/abs/1710.11248, here over whole answers, as in Finn
-    et al. 2016, https://arxiv.org/abs/1611.03852
-
-    >>> rewards, seen = jnp.array([1.0, 0.5]), jnp.array([True, False])
-    >>> airl_loss(rewards, jnp.array([1.0, 0.5]), seen).tolist()
-    [0.6931, 0.6931]
-    """
-    _check_evidence(rewards, log_ratios, demonstrated)
-    return gail_loss(rewards - log_ratios, log_ratios, demonstrated)
-
-
-def gail_loss(rewards: jax.Array, log_ratios: jax.Array, demonstrated: jax.Array) -> jax.Array:
-    r"""Adversarial imitation: tells demonstrations from samples by a plain discriminator.
-
-    .. math:: D(x) = \sigma(r(x))
-
-    The policy is rewarded with the logit, ``log D - log(1 - D)``. In the end that is 0 everywhere:
-    the policy imitates, and no reward is learnt that would be good for another.
-
-    Args:
-        rewards: ``float[B]``, the logits, in nats.
-        log_ratios: ``float[B]``, which do not matter here.
-        demonstrated: ``bool[B]``.
-
-    Returns:
-        ``float[B]`` in nats.
-
-    Raises:
-        ValueError: if the shapes differ, or are not floating and boolean.
-
-    Reference: Ho and Ermon 2016, https://arxiv.org/abs/1606.03476 (there log D is the reward)
-
-    >>> rewards, seen = jnp.array([0.0, 0.0]), jnp.array([True, False])
-    >>> gail_loss(rewards, jnp.zeros(2), seen).tolist()
-    [0.6931, 0.6931]
-    """
-    _check_evidence(rewards, log_ratios, demonstrated)
-    return jax.nn.softplus(jnp.where(demonstrated, -rewards, rewards))
-
-
 def inverse_rl(
     logits_fn: LogitsFn,
     sample_fn: SampleFn,
@@ -187,14 +89,14 @@ def inverse_rl(
     optimizer: optax.GradientTransformation,
     reward_optimizer: optax.GradientTransformation,
     *,
-    loss: DemonstrationLoss = airl_loss,
+    loss: DemonstrationLoss = losses.airl,
     beta: float = 1.0,
     policy: Callable[..., Algorithm] = rloo,
     samples_per_prompt: int = 1,
     reward_updates: int = 1,
     importance_weighted: bool = False,
     regulariser: Callable[[Params], jax.Array] | None = None,
-    preference_loss: PreferenceLoss = bradley_terry,
+    preference_loss: PreferenceLoss = losses.bradley_terry,
     preference_weight: float = 1.0,
     axis_name: str | None = None,
 ) -> Algorithm:
@@ -220,8 +122,8 @@ def inverse_rl(
         reward_optimizer: the reward's. Its speed relative to the policy's is what such games are
             sensitive to; smaller steps towards the end make them settle.
         loss: of the reward: ``(rewards[B], log_ratios[B], demonstrated[B]) -> loss[B]``, such as
-            ``maxent_loss``, ``airl_loss`` and ``gail_loss``. The means over demonstrations and over
-            samples count the same, whatever their numbers.
+            ``losses.maximum_entropy``, ``losses.airl`` and ``losses.gail``. The means over
+            demonstrations and over samples count the same, whatever their numbers.
         beta: of the KL penalty, reward per nat. Demonstrations only show ``reward / beta``, so it
             sets the reward's unit; with preferences too it says how rational demonstrators are.
         policy: builds the policy's algorithm: ``(logits_fn, sample_fn, reward_fn, optimizer,
@@ -231,8 +133,8 @@ def inverse_rl(
         samples_per_prompt: how many answers to each prompt the reward is shown.
         reward_updates: how many updates of the reward a step makes, on the same samples.
         importance_weighted: whether samples are weighted, among themselves, by ``pi_ref exp(r /
-            beta) / pi``: with ``maxent_loss`` its gradient is then right even while the policy is
-            not yet what the reward asks for, as far as the samples cover it.
+            beta) / pi``: with ``losses.maximum_entropy`` its gradient is then right even while the
+            policy is not yet what the reward asks for, as far as the samples cover it.
         regulariser: ``(reward parameters) -> float[]``, added to the reward's loss.
         preference_loss: any preference loss, of the batch's preferences, if it has some.
         preference_weight: ``c``.
@@ -320,12 +222,12 @@ def inverse_rl(
                 valid = jnp.any(rows.response_mask, axis=-1)
                 # What padding is worth must be gone before any exponential.
                 rewards = jnp.where(valid, _rewards(reward_fn, params, rows), 0)
-                losses = loss(rewards / beta, ratios, jnp.full(valid.shape, seen))
+                values = loss(rewards / beta, ratios, jnp.full(valid.shape, seen))
                 weights = valid.astype(jnp.float32)
                 if importance_weighted and not seen:
                     weights = _importance(rewards / beta - ratios, valid, axis_name)
                     further["effective_samples"] = _effective(weights, valid, axis_name)
-                terms[name] = Term(1.0, Mean(jnp.sum(weights * losses), jnp.sum(weights)))
+                terms[name] = Term(1.0, Mean(jnp.sum(weights * values), jnp.sum(weights)))
                 further[f"{name}_reward"] = rows_mean(rewards, valid)
             if batch.preferences is not None:
                 rows, valid = lined_up(batch.preferences)
@@ -405,13 +307,7 @@ def _effective(weights: jax.Array, valid: jax.Array, axis_name: str | None) -> M
     return Mean(share, jnp.float32(1))
 
 
-def _check_evidence(rewards: jax.Array, log_ratios: jax.Array, demonstrated: jax.Array) -> None:
-    checks.alike(rewards=rewards, log_ratios=log_ratios, demonstrated=demonstrated)
-    checks.floating(rewards=rewards, log_ratios=log_ratios)
-    checks.booleans(demonstrated=demonstrated)
-
-
-maxent_irl = partial(inverse_rl, loss=maxent_loss)
+maxent_irl = partial(inverse_rl, loss=losses.maximum_entropy)
 guided_cost_learning = partial(maxent_irl, importance_weighted=True)
-airl = partial(inverse_rl, loss=airl_loss)
-gail = partial(inverse_rl, loss=gail_loss, policy=partial(rloo, reward_penalty=None))
+airl = partial(inverse_rl, loss=losses.airl)
+gail = partial(inverse_rl, loss=losses.gail, policy=partial(rloo, reward_penalty=None))

@@ -63,7 +63,8 @@ def reward_model(
             of the scores, such as ``models.rater_scale``'s. By default all raters are one.
         regulariser: ``(params) -> float[]``, lambda_r, as ``partial(optax.tree.norm,
             squared=True)`` times a weight. (Decay in ``optimizer`` does as well.)
-        centering: ``c``, holds the rewards around 0, which comparisons leave open.
+        centering: ``c``, holds the rewards around 0, which comparisons leave open. For one reward a
+            sequence; ratings, of tokens or of texts, have a zero of their own.
         token_dropout: the probability with which each token is hidden from the model while
             training, through the mask.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
@@ -73,7 +74,8 @@ def reward_model(
         response token are padding); metrics as of ``direct``.
 
     Raises:
-        ValueError: if ``token_dropout`` is not in [0, 1).
+        ValueError: if ``token_dropout`` is not in [0, 1); when called, if there is ``centering`` of
+            more than one reward a sequence.
 
     Reference: Ouyang et al. 2022, eq. 1, https://arxiv.org/abs/2203.02155; centering, Eisenstein et
     al. 2023, https://arxiv.org/abs/2312.09244; token dropout, Iyyer et al. 2015 (deep averaging
@@ -109,6 +111,11 @@ def reward_model(
             terms = {"preference": Term(1.0, mean)}
             if centering:
                 drift = jnp.square(jnp.sum(reward(scores), axis=0))
+                if drift.shape != valid.shape:
+                    found = f"[S, B, ...] = {list(scores.shape)}"
+                    raise ValueError(
+                        f"centering is of one reward a sequence, but there are {found}"
+                    )
                 terms["centering"] = Term(centering, rows_mean(drift, valid))
             if regulariser is not None:
                 terms["regulariser"] = Term(1.0, Mean(regulariser(params), jnp.float32(1)))

@@ -24,6 +24,7 @@ from rlhf_jax.feedback.forms import (
     Spans,
     Steps,
 )
+from rlhf_jax.feedback.process import segment_labels, step_labels
 
 __all__ = [
     "Attributes",
@@ -49,5 +50,7 @@ __all__ = [
     "rated",
     "rating_from_attributes",
     "rating_from_steps",
+    "segment_labels",
+    "step_labels",
     "token_rewards",
 ]

@@ -8,6 +8,7 @@ from rlhf_jax.losses.anchored import (
     nca_pair,
     sppo_hard,
 )
+from rlhf_jax.losses.demonstration import airl, gail, maximum_entropy
 from rlhf_jax.losses.language import (
     advantage_weighted,
     conditional,
@@ -41,6 +42,7 @@ from rlhf_jax.losses.weighted import awr, clipped_is, rwr, vespo
 
 __all__ = [
     "advantage_weighted",
+    "airl",
     "alternative_optimal_transport",
     "apo_down",
     "apo_zero",
@@ -59,9 +61,11 @@ __all__ = [
     "exo_pair",
     "exponential",
     "filtered",
+    "gail",
     "hinge",
     "kto",
     "likelihood",
+    "maximum_entropy",
     "nca_pair",
     "ordinal",
     "plackett_luce",

@@ -1,9 +1,22 @@
 """Models: flax modules, handed on as pure functions of their parameters."""
 
 from rlhf_jax.models.hashed import CLAUSE_ENDS, NEGATIONS, hashed_model
-from rlhf_jax.models.heads import ScoreModel, ValueModel, score_model, value_model
+from rlhf_jax.models.heads import (
+    Head,
+    ScoreModel,
+    ValueModel,
+    feature_values,
+    last_score,
+    linear_head,
+    score_model,
+    shared_trunk,
+    token_score_model,
+    trunk_scores,
+    value_model,
+)
 from rlhf_jax.models.ngrams import NgramModel, ngram_model
 from rlhf_jax.models.nnx import from_nnx
+from rlhf_jax.models.raters import RaterScale, rater_scale
 from rlhf_jax.models.transformer import (
     KVCache,
     LanguageModel,
@@ -15,17 +28,26 @@ from rlhf_jax.models.transformer import (
 __all__ = [
     "CLAUSE_ENDS",
     "NEGATIONS",
+    "Head",
     "KVCache",
     "LanguageModel",
     "NgramModel",
+    "RaterScale",
     "ScoreModel",
     "Transformer",
     "TransformerConfig",
     "ValueModel",
+    "feature_values",
     "from_nnx",
     "hashed_model",
     "language_model",
+    "last_score",
+    "linear_head",
     "ngram_model",
+    "rater_scale",
     "score_model",
+    "shared_trunk",
+    "token_score_model",
+    "trunk_scores",
     "value_model",
 ]

@@ -198,18 +198,21 @@ def rollouts(
         policy = jnp.broadcast_to(policy, (length, *jnp.shape(policy)))
     if len(policy) < length:
         raise ValueError(f"length must be at most the policy's {len(policy)} steps, not {length}")
-    first, then = jax.random.split(key)
+    # Choices by Gumbel's trick, all their randomness drawn at once.
+    keys, size = jax.random.split(key, 3), (length, trajectories)
+    acts, moves = (
+        jax.random.gumbel(k, (*size, n))
+        for k, n in zip(keys[:2], jnp.shape(mdp.rewards)[::-1], strict=True)
+    )
 
     def step(states, given):
-        policy, key = given
-        act, move = jax.random.split(key)
-        actions = jax.random.categorical(act, jnp.log(policy[states]))
-        after = jax.random.categorical(move, jnp.log(mdp.transitions[states, actions]))
+        policy, act, move = given
+        actions = jnp.argmax(jnp.log(policy[states]) + act, axis=-1)
+        after = jnp.argmax(jnp.log(mdp.transitions[states, actions]) + move, axis=-1)
         return after, (states, actions)
 
-    states = jax.random.categorical(first, jnp.log(start), shape=(trajectories,))
-    given = (policy[:length], jax.random.split(then, length))
-    _, (states, actions) = jax.lax.scan(step, states, given)
+    states = jax.random.categorical(keys[2], jnp.log(start), shape=(trajectories,))
+    _, (states, actions) = jax.lax.scan(step, states, (policy[:length], acts, moves))
     return Trajectories(states.T.astype(jnp.int32), actions.T.astype(jnp.int32))
 
 

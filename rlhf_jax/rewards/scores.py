@@ -1,4 +1,4 @@
-"""Reward functions: what a policy is trained on, made of what scores a text."""
+"""Rewards made of what scores a text."""
 
 from typing import NamedTuple
 
