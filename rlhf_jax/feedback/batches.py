@@ -123,7 +123,8 @@ def rated(
 
     Args:
         sequences: of ``B`` rows.
-        answer: what was said of each. Of spans and steps it takes the ``token_rewards``.
+        answer: what was said of each. Of spans and steps it takes the ``token_rewards``, 0 where
+            nothing was marked; to learn from the marks alone, take ``step_labels``.
         low: the least rating of a scale of whole steps; the ratings then become ``int32`` steps
             from 0, as ``losses.ordinal`` wants them.
         choices: among how many a label chooses. Of two, it becomes ``bool``, good or bad.
