@@ -49,6 +49,7 @@ class Sizes:
 
 # "tiny" takes seconds, to see that everything runs; its figures mean nothing.
 PRESETS = {"default": Sizes(), "tiny": Sizes(64, 256, 20, 10, 10, 16, 400, 2, 16, 8, 20)}
+BINS = 10
 LENGTH = 48  # tokens; one sentence in a hundred is longer
 FILMS = rj.data.DOMAINS.index("movies")
 DOMAINS = ("products", "films", "editorials", "tweets")
@@ -78,6 +79,7 @@ class Arm(NamedTuple):
     distribution: Distribution | None = None
     ensemble: bool = False
     l2: float = 1e-5
+    token_dropout: float = 0.3
 
 
 class Said(NamedTuple):
@@ -88,9 +90,12 @@ class Said(NamedTuple):
     spread: jax.Array | None = None  # [N], variance of the reward
 
 
+LOOSE = ("comparisons, unregularised", "comparisons, unregularised, ensemble")
 ARMS = {
     "comparisons": Arm("comparisons"),
     "comparisons, ensemble": Arm("comparisons", ensemble=True),
+    LOOSE[0]: Arm("comparisons", l2=0.0, token_dropout=0.0),
+    LOOSE[1]: Arm("comparisons", ensemble=True, l2=0.0, token_dropout=0.0),
     "means": Arm("means"),
     "means, ensemble": Arm("means", ensemble=True),
     "DPL, mean and variance": Arm("comparisons", normal()),
@@ -98,8 +103,45 @@ ARMS = {
     "ratings, mean and variance": Arm("ratings", normal()),
     "ratings, categorical": Arm("ratings", categorical(np.linspace(-4, 4, 9))),
 }
-RATERS = "ratings, bias, slope and noise of each rater"
-LABELS = {"comparisons": "single raters' comparisons", "means": "raters' means", "ratings": "single ratings"}
+RATERS = "ratings, each rater's bias, slope and noise"
+UNSEEN, SEEN = "ratings, mean and variance", "DPL, sentences compared by other raters"
+PAGE = """# Reward models of film reviews
+
+{learnt_from:,} sentences of four domains learnt from, {judged:,} of films judged ({judged_on} split); no
+text in common. Brackets are 95% bootstrap intervals over sentences, of pairs all pairs of them; ties
+of people count as half. Measured earlier on other splits: {reference}.
+
+{models}
+
+*comparisons*: Bradley-Terry on comparisons of two single ratings; *means*: squared error of the
+raters' means; *DPL*: distributional preference learning, from comparisons; *ratings*: likelihood of
+single ratings. ECE: calibration error of predicted preferences, against single raters or the sign
+of the raters' mean, which nothing here was trained to predict. An ensemble's members learn from
+resamples of the sentences. To know who rates adds {gain} nats to the log-density of a rating.
+
+![Accuracy and transfer](plots/reward_models.png)
+
+{transfer}
+
+![Calibration](plots/calibration.png)
+
+## What people disagree about
+
+{share:.1%} of the sentences are polarised: a quarter of raters or more above 0, and below. Of those
+in the last row, the even columns' comparisons were learnt from and the odd columns' ratings say
+what is polarised; the other rows know the text alone.
+
+{polarised}
+
+## Claims
+
+PASS: the estimate meets the threshold and the interval excludes the null (0.755 for the first, 0.5
+for an AUROC, 0 for a difference); FAIL: the interval excludes the threshold.
+
+{claims}
+
+{seconds}
+"""
 
 
 class Study:
@@ -191,6 +233,7 @@ class Study:
         if members is not None:
             algorithm = rj.algorithms.ensemble(algorithm, members, own_batches=True)
         state = partial(algorithm.init, params, jax.random.fold_in(self.key, 1))
+        name = name.replace(",", "").replace(" ", "_")
         fitted = self.run.fit(name, algorithm, state, batches, steps=steps, show=["loss"])
         params = jax.block_until_ready(fitted.state.params)
         self.seconds[name] = time.process_time() - began
@@ -211,8 +254,9 @@ def learnt(study: Study, name: str, arm: Arm) -> Said:
     """Fit one arm and read it."""
     sizes, beliefs, train = study.sizes, arm.distribution, study.train
     model = study.model(None if beliefs is None else beliefs.size)
-    params, score_fn, members = study.start(model), model.score_fn, None
-    settings = {"steps": sizes.steps if arm.feedback == "means" else sizes.answer_steps}
+    params = study.start(model)
+    settings = {"l2": arm.l2, "token_dropout": arm.token_dropout}
+    settings["steps"] = sizes.steps if arm.feedback == "means" else sizes.answer_steps
     if beliefs is not None:
         loss = losses.distributional if arm.feedback == "comparisons" else losses.likelihood
         settings |= {"loss": partial(loss, distribution=beliefs), "reward": beliefs.mean}
@@ -225,12 +269,12 @@ def learnt(study: Study, name: str, arm: Arm) -> Said:
         each = [batches_of(study, arm.feedback, rows, 1 + n) for n, rows in enumerate(drawn)]
         batches, settings["members"] = rj.data.stacked(each), sizes.members
         params = jax.tree.map(lambda x: jnp.stack([x] * sizes.members), params)
-        params = study.fit(name, model.score_fn, params, batches, l2=arm.l2, **settings)
+        params = study.fit(name, model.score_fn, params, batches, **settings)
         scores = study.read(jax.vmap(model.score_fn, (0, None, None)), params)
         prefers = jnp.mean(jax.nn.sigmoid(scores[:, :, None] - scores[:, None]), axis=0)
         return Said(scores.mean(0), prefers if arm.feedback == "comparisons" else None)
     batches = batches_of(study, arm.feedback, train, 0)
-    params = study.fit(name, model.score_fn, params, batches, l2=arm.l2, **settings)
+    params = study.fit(name, model.score_fn, params, batches, **settings)
     outputs = study.read(model.score_fn, params)
     if beliefs is not None:
         return Said(beliefs.mean(outputs), told_apart(beliefs, outputs), beliefs.variance(outputs))
@@ -309,3 +353,250 @@ def polarised(study: Study, columns: np.ndarray | bool = True) -> np.ndarray:
     there = study.ratings.rating_mask[study.judged] & columns
     shares = [((values * sign > 0) & there).sum(1) / there.sum(1) for sign in (1, -1)]
     return np.minimum(*shares) >= 0.25
+
+
+def transfer(study: Study) -> list[tuple[jax.Array, np.ndarray]]:
+    """A model of each domain's means, of equally many sentences, on unseen ones of every domain.
+
+    Returns, for each domain judged, the models' scores ``[D, N]`` and the raters' means ``[N]``.
+    """
+    sizes, ratings = study.sizes, study.ratings
+    rng, model, parts = np.random.default_rng(6), study.model(), []
+    for domain in range(len(DOMAINS)):
+        rows = rng.permutation(study.train[ratings.domain[study.train] == domain])
+        learnt, rest = np.split(rows, [sizes.domain_train])
+        # Of films, some of those that all others are judged by.
+        test = (study.judged if domain == FILMS else rest)[: sizes.domain_test]
+        parts.append((learnt, test))
+    params = jax.tree.map(lambda *x: jnp.stack(x), *[study.start(model, x) for x, _ in parts])
+    batches = rj.data.stacked([batches_of(study, "means", x, 0) for x, _ in parts])
+    how = {"loss": losses.squared_error, "members": len(DOMAINS), "l2": 1e-5}
+    params = study.fit("domains", model.score_fn, params, batches, steps=sizes.steps, **how)
+    each = jax.vmap(model.score_fn, (0, None, None))
+    return [(study.read(each, params, test), ratings.mean[test]) for _, test in parts]
+
+
+def lexicon(study: Study) -> jax.Array | None:
+    """Sums of the words' valences by the lexicon that comes with the data, if it is there."""
+    source = study.config.data or rj.assets.fetch(rj.assets.VADER_RATINGS)
+    if not source.is_file() or not tarfile.is_tarfile(source):
+        return None
+    with tarfile.open(source) as archive:
+        found = [m for m in archive.getmembers() if m.name.endswith("/vader_lexicon.txt")]
+        if not found:
+            return None
+        lines = archive.extractfile(found[0]).read().decode().splitlines()
+    valence = {word: float(mean) for word, mean, *_ in (line.split("\t") for line in lines)}
+    table = np.array([valence.get(word, 0.0) for word in study.words], np.float32)
+    text = study.sequences(study.judged)
+    return jnp.sum(jnp.where(text.mask, table[text.tokens], 0), axis=1)
+
+
+def resampled(rng: np.random.Generator, count: int, resamples: int) -> jax.Array:
+    """How often each of ``count`` items is drawn: once in the first row, then by the bootstrap."""
+    drawn = rng.multinomial(count, np.full(count, 1 / count), resamples)
+    return jnp.array(np.concatenate([np.ones((1, count)), drawn]), jnp.float32)
+
+
+@jax.jit
+def over_pairs(values: jax.Array, draws: jax.Array) -> jax.Array:
+    """Means of ``values[N, N]`` over pairs of different items, each as often as both are drawn."""
+    values = jnp.where(jnp.eye(len(values), dtype=bool), 0, values)
+    total = jnp.sum((draws @ values) * draws, axis=1)
+    return total / (jnp.sum(draws, axis=1) ** 2 - jnp.sum(draws**2, axis=1))
+
+
+def right(scores: jax.Array, outcomes: jax.Array) -> jax.Array:
+    """How right the scores' order of each pair is, ties as half; ``outcomes[N, N]`` from 0 to 1."""
+    return 0.5 + jnp.sign(scores[:, None] - scores) * (outcomes - 0.5)
+
+
+@jax.jit
+def calibration_error(prefers: jax.Array, outcomes: jax.Array, draws: jax.Array) -> jax.Array:
+    """``measures.expected_calibration_error`` over all pairs, for each row of draws."""
+    bins = jnp.clip(jnp.floor(prefers * BINS), 0, BINS - 1)
+
+    def part(place: jax.Array) -> jax.Array:
+        return jnp.abs(over_pairs(jnp.where(bins == place, prefers - outcomes, 0), draws))
+
+    return jnp.sum(jax.lax.map(part, jnp.arange(BINS)), axis=0)
+
+
+def interval(values: jax.Array) -> Interval:
+    """Of an estimate and its resamples."""
+    values = np.asarray(values)
+    return Interval(float(values[0]), *map(float, np.nanquantile(values[1:], [0.025, 0.975])))
+
+
+def verdict(found: Interval, *, null: float, threshold: float) -> str:
+    """PASS if the threshold is met and the null excluded, FAIL if the threshold is excluded."""
+    if found.estimate >= threshold and found.low > null:
+        return "PASS"
+    return "FAIL" if found.high < threshold else "INCONCLUSIVE"
+
+
+def main(config: Config) -> None:
+    """Fit, judge, write, show."""
+    began, run = time.process_time(), rj.runs.begin(config, free=("data",))
+    rj.training.compilation_cache()
+    study, console = Study(config, run), Console()
+    ratings, judged, sizes = study.ratings, study.judged, study.sizes
+    said = {name: learnt(study, name, arm) for name, arm in ARMS.items()}
+    said[RATERS], known = of_raters(study)
+    across = transfer(study)
+
+    # What people say of the sentences judged: all in the mean, and one by one.
+    truth, values = jnp.array(ratings.mean[judged]), ratings.ratings[judged].astype(np.float32)
+    columns = range(int(ratings.rating_mask[judged].sum(axis=1).min()))  # all of them have these
+    order = {"mean": 0.5 + 0.5 * jnp.sign(truth[:, None] - truth)}
+    answers = [0.5 + 0.5 * jnp.sign(values[:, None, k] - values[:, k]) for k in columns]
+    order["one"] = sum(answers) / len(columns)
+    count = ratings.rating_mask[judged].sum(axis=1)
+    others = [(truth * count - values[:, k]) / (count - 1) for k in columns]
+    human = sum(
+        right(values[:, k], 0.5 + 0.5 * jnp.sign(rest[:, None] - rest))
+        for k, rest in zip(columns, others, strict=True)
+    ) / len(columns)
+
+    # Pairs are not independent: sentences are drawn, and all arms are measured on the same draws.
+    rng = np.random.default_rng((config.seed, 7))
+    draws = resampled(rng, len(judged), sizes.resamples)
+    measured, errors = {}, {}
+    if (scores := lexicon(study)) is not None:
+        said = {"lexicon": Said(scores)} | said
+    for name, (scores, prefers, _) in said.items():
+        found = {f"accuracy_{by}": over_pairs(right(scores, y), draws) for by, y in order.items()}
+        if prefers is not None:
+            errors[name] = {by: calibration_error(prefers, y, draws) for by, y in order.items()}
+            found |= {f"ece_{by}": values for by, values in errors[name].items()}
+        measured[name] = {what: interval(values) for what, values in found.items()}
+    measured["one human, and the others' mean"] = {
+        "accuracy_mean": interval(over_pairs(human, draws))
+    }
+
+    def drawn(statistic: Callable[[jax.Array], jax.Array]) -> Interval:
+        """Of a statistic of the rows of the sentences judged."""
+        rows, key = jnp.arange(len(judged)), jax.random.fold_in(study.key, 2)
+        how = {"key": key, "statistic": statistic, "resamples": sizes.resamples}
+        return Interval(*map(float, rj.measures.bootstrap(rows, **how)))
+
+    # Whether a spread is where people disagree.
+    def apart(spread: jax.Array, disputed: np.ndarray) -> Interval:
+        disputed = jnp.asarray(disputed)
+        return drawn(lambda rows: rj.measures.auroc(spread[rows], disputed[rows]))
+
+    disputed = polarised(study)
+    spreads = {name: x.spread for name, x in said.items() if x.spread is not None}
+    spreads["nearness of the means' model to 0"] = -jnp.abs(
+        said["means"].scores + study.centre[judged]
+    )
+    aurocs = {name: apart(spread, disputed) for name, spread in spreads.items()}
+    aurocs[SEEN] = apart(*seen(study))
+    gain = drawn(lambda rows: jnp.mean(known[rows]))
+
+    # Transfer: every domain's sentences are drawn by themselves.
+    matrix = []
+    for scores, means in across:
+        drawn = resampled(rng, len(means), sizes.resamples)
+        signs = 0.5 + 0.5 * jnp.sign(means[:, None] - means)
+        matrix.append(jnp.stack([over_pairs(right(x, signs), drawn) for x in scores]))
+    matrix = jnp.stack(matrix, axis=1)  # [trained in, judged in, resamples]
+    others = (matrix.sum(axis=0) - jnp.diagonal(matrix).T) / (len(DOMAINS) - 1)
+    gap = interval(jnp.mean(jnp.diagonal(matrix).T - others, axis=0))
+    own = np.asarray(matrix[..., 0])
+    better = int((np.diagonal(own) > own).sum())
+
+    def less(arm: str, other: str) -> Interval:
+        return interval(errors[arm]["one"] - errors[other]["one"])
+
+    plain, loose = less("comparisons", "comparisons, ensemble"), less(*LOOSE)
+    best = measured["means"]["accuracy_mean"]
+    cells = f"own domain best in at least 10 of 12 cells ({better} were)"
+    found = {
+        "best_model": ("one model is right about 0.77 of pairs", best, 0.755, 0.77),
+        "ensemble": ("an ensemble is better calibrated than a model", plain, 0, 0),
+        "ensemble_unregularised": ("the same, both without regularisation", loose, 0, 0),
+        "transfer": (cells, gap, 0, 0),
+        "polarised_unseen": ("unseen sentences: AUROC 0.7", aurocs[UNSEEN], 0.5, 0.7),
+        "polarised_seen": ("sentences others compared: AUROC 0.7", aurocs[SEEN], 0.5, 0.7),
+    }
+    claims = {
+        name: {"claim": text, **x._asdict(), "verdict": verdict(x, null=null, threshold=least)}
+        for name, (text, x, null, least) in found.items()
+    }
+    if better < 10:
+        claims["transfer"]["verdict"] = "FAIL"
+
+    # The files, and a table to read.
+    curves = {}
+    for name in ("comparisons", "comparisons, ensemble", *LOOSE):
+        pairs = np.triu_indices(len(judged), 1)
+        curves[name] = rj.measures.reliability(said[name].prefers[pairs], order["one"][pairs], BINS)
+    ece = {name: measured[name]["ece_one"].estimate for name in curves}
+    rj.report.plot_reliability(curves, run.folder / "plots/calibration.png", errors=ece)
+    accuracies = {name: x["accuracy_mean"] for name, x in measured.items()}
+    marks = {name: REFERENCE[name] for name in ("lexicon", "bag of n-grams")}
+    path = run.folder / "plots/reward_models.png"
+    rj.report.plot_reward_models(accuracies, own, DOMAINS, path, marks=marks)
+    result = {
+        "judged_on": config.judged_on,
+        "sentences": {"learnt_from": len(study.train), "judged": len(judged)},
+        "models": {
+            name: {what: x._asdict() for what, x in y.items()} for name, y in measured.items()
+        },
+        "reference": REFERENCE,
+        "transfer": {"domains": DOMAINS, "accuracy": own, "gap": gap._asdict(), "better": better},
+        "auroc_polarised": {name: x._asdict() for name, x in aurocs.items()},
+        "polarised_share": float(disputed.mean()),
+        "known_raters_gain_nats": gain._asdict(),
+        "claims": claims,
+        "cpu_seconds": study.seconds | {"all": time.process_time() - began},
+    }
+    run.write_json("result.json", result)
+    shown(result, run.folder, console)
+
+
+def shown(result: Mapping, folder: Path, console: Console) -> None:
+    """The page, and the same tables at the terminal."""
+
+    def cell(found: Mapping[str, float] | None) -> str:
+        return "{estimate:.3f} [{low:.3f}, {high:.3f}]".format(**found) if found else ""
+
+    columns = ("accuracy_mean", "accuracy_one", "ece_one", "ece_mean")
+    names = ("model", "raters' mean", "one rater", "ECE, one rater", "ECE, mean")
+    matrix = zip(DOMAINS, np.round(result["transfer"]["accuracy"], 3).tolist(), strict=True)
+    seconds = result["cpu_seconds"]
+    tables = {
+        "models": (
+            names,
+            [[n, *(cell(x.get(c)) for c in columns)] for n, x in result["models"].items()],
+        ),
+        "transfer": (("trained in", *DOMAINS), [[name, *row] for name, row in matrix]),
+        "polarised": (
+            ("spread", "AUROC"),
+            [[n, cell(x)] for n, x in result["auroc_polarised"].items()],
+        ),
+        "claims": (
+            ("claim", "measured", "verdict"),
+            [[x["claim"], cell(x), x["verdict"]] for x in result["claims"].values()],
+        ),
+        "seconds": (("fit", "CPU seconds"), [[name, f"{x:.0f}"] for name, x in seconds.items()]),
+    }
+    words = {name: rj.report.table(rows, header) for name, (header, rows) in tables.items()}
+    words |= result["sentences"] | {"judged_on": result["judged_on"]}
+    words |= {"share": result["polarised_share"], "gain": cell(result["known_raters_gain_nats"])}
+    words["reference"] = ", ".join(f"{name} {x}" for name, x in result["reference"].items())
+    (folder / "report.md").write_text(PAGE.format(**words), encoding="utf-8")
+    for header, rows in tables.values():
+        closing = Table(*header)
+        for row in rows:
+            closing.add_row(*(str(x).replace(" [", "\n[") for x in row))
+        console.print(closing)
+    console.print(f"Report: {folder / 'report.md'}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config))
+    except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
+        sys.exit(f"error: {error}")
