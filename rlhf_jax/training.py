@@ -136,7 +136,8 @@ def fit(
         ValueError: if an argument is out of range, batches differ in shape, a metric is no scalar,
             or the algorithm does not count its steps.
         RewardError: if a reward function of ``rewards.from_python`` failed. The callbacks have been
-            called with ``last=True`` and the state before the failing step, so nothing is lost.
+            called with ``last=True`` and the state before the failing step, so nothing is lost. (If
+            the algorithm skipped nothing, they have not, and the last checkpoint remains.)
         NonFiniteError: after ``max_skipped`` skipped updates in a row. The callbacks have been
             called with ``last=True`` by then, so the last good parameters are saved.
     """
@@ -167,9 +168,10 @@ def fit(
                     "exactly one to state.step"
                 )
             if failures:
-                state, rows = _before_failure(state, rows)
-                ended = True
-                _call(callbacks, state, rows, last=True)
+                # What was skipped since is undone; if nothing was, who knows what the state is.
+                if undone := min(len(rows), int(np.min(state.skipped))):
+                    state = _undone(state, undone)
+                    _call(callbacks, state, rows[:-undone], last=True)
                 raise failures[0]
             history += rows
             failed = next((row for row in rows if row.get("skipped", 0) >= max_skipped), None)
@@ -248,16 +250,9 @@ def _rows(metrics: Metrics, begin: int, end: int) -> list[Row]:
     ]
 
 
-def _before_failure(state: TrainState, rows: list[Row]) -> tuple[TrainState, list[Row]]:
-    """The state and the rows before a Python reward failed.
-
-    From then on the reward was nan, so every update was skipped: only the counts went on.
-    """
-    good = len(rows)
-    while good and rows[good - 1].get("skipped", 0) > 0:
-        good -= 1
-    undone = len(rows) - good
-    return state.replace(step=state.step - undone, skipped=state.skipped - undone), rows[:good]
+def _undone(state: TrainState, steps: int) -> TrainState:
+    """The state so many skipped steps ago: only the counts have gone on since."""
+    return state.replace(step=state.step - steps, skipped=state.skipped - steps)
 
 
 def _call(

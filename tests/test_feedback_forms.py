@@ -144,8 +144,13 @@ def test_a_batch_of_preferences_keeps_ties_and_pads_what_was_not_answered():
         assert side.response_mask.any(axis=1).tolist() == [True, True, True, False]
     assert batch.chosen.mask[0].tolist() == [True, True, False]
     without = feedback.preferences(pairs, answers, keep_ties=False)
-    assert without.tied is None
+    assert without.tied is None and without.rater is None
     assert without.chosen.response_mask.any(axis=1).tolist() == [True, False, True, False]
+    soft = feedback.preferences(pairs, answers.replace(rater=jnp.arange(4)), soft=True)
+    np.testing.assert_allclose(soft.probability, [1, 0.5, 0.9, 0.5])
+    assert soft.tied is None and soft.rater.tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(soft.chosen.tokens, batch.chosen.tokens)
+    np.testing.assert_array_equal(soft.chosen.response_mask, batch.chosen.response_mask)
     with pytest.raises(ValueError, match="first and second must have one shape"):
         feedback.preferences(Pairs(first, texts([1, 2])), answers)
 

@@ -38,10 +38,10 @@ def test_steps_become_ratings_of_the_tokens_they_end_with():
 
 def test_segments_are_good_if_nothing_in_them_is_marked_bad():
     marks = np.zeros([3, 6], np.float32)
-    marks[0, 3], marks[1, 1], marks[1, 3], marks[2, 1] = -0.5, 1.0, -1.0, -1.0
+    marks[0, 1], marks[1, 1], marks[1, 3], marks[2, 1] = -0.5, 1.0, -1.0, -1.0
     spans = feedback.Spans(marks=marks, answered=np.array([True, True, False]))
     batch = feedback.segment_labels(TEXT, spans, rewards.ends_after(9)(TEXT))
-    np.testing.assert_array_equal(batch.ratings[batch.rating_mask], [True, False, True, False])
+    np.testing.assert_array_equal(batch.ratings[batch.rating_mask], [False, True, True, False])
     assert not batch.rating_mask[2].any()
     whole = feedback.segment_labels(TEXT, spans, rewards.whole_answer(TEXT))
     np.testing.assert_array_equal(whole.ratings[whole.rating_mask], [False, False])
@@ -50,16 +50,18 @@ def test_segments_are_good_if_nothing_in_them_is_marked_bad():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"marks": np.array([[1.0, 2.0]])}, r"row 0 has a mark .* not from 0 to 1, in step 1"),
-        ({"ends": np.array([[2, 2]])}, "row 0 has two steps that end at column 2"),
-        ({"ends": np.array([[0, 2]])}, "row 0 has a step that ends outside it, at column 0"),
-        ({"ends": np.array([[2, 9]])}, "ends must be from 0 to 5, not 9"),
+        ({"marks": [1.0, 2.0]}, r"row 0 has a mark .* not from 0 to 1, in step 1"),
+        ({"ends": [2, 2]}, "row 0 has two steps that end at column 2"),
+        ({"ends": [0, 2]}, "row 0 has a step that ends outside it, at column 0"),
+        ({"ends": [2, 9]}, "ends must be from 0 to 5, not 9"),
     ],
 )
 def test_marks_that_do_not_fit_are_refused(change, message):
-    one = jax.tree.map(lambda x: x[:1], (TEXT, STEPS))
+    changed = {name: getattr(STEPS, name).copy() for name in change}
+    for name, row in change.items():
+        changed[name][0] = row
     with pytest.raises(ValueError, match=message):
-        feedback.step_labels(one[0], one[1].replace(**change))
+        feedback.step_labels(TEXT, STEPS.replace(**changed))
 
 
 def test_spans_that_do_not_fit_are_refused():
@@ -76,20 +78,6 @@ def test_a_process_reward_model_learns_from_the_steps_alone():
     algorithm = algorithms.reward_model(
         token_scores, optax.adam(0.1), loss=losses.binary_cross_entropy
     )
-    params = toys.bag_params()
-    batch = feedback.step_labels(TEXT, STEPS)
-    state = algorithm.init(params, jax.random.key(0))
-    _, metrics = jax.jit(algorithm.step)(state, batch)
-    score = float(params["weights"][9])  # all steps end with 9
-    by_hand = np.mean([np.log1p(np.exp(score)) - y * score for y in (1, 0, 0.5, 1)])
-    np.testing.assert_allclose(metrics["loss"], by_hand, rtol=1e-5)
-
-    centred = algorithms.reward_model(
-        token_scores, optax.sgd(0.1), loss=losses.binary_cross_entropy, centering=0.1
-    )
-    with pytest.raises(ValueError, match=r"one reward a sequence, but there are .* \[1, 3, 6\]"):
-        centred.step(state, batch)
-
     # A world in which a step is wrong if it ends with 3, and right if it ends with 4.
     rng = np.random.default_rng(0)
     tokens = rng.choice([3, 4, 7], [32, 6]).astype(np.int32)
@@ -101,14 +89,25 @@ def test_a_process_reward_model_learns_from_the_steps_alone():
         mask=np.ones([32, 2], bool),
     )
     text = Sequences(tokens, mask, mask)
-    batches = jax.tree.map(lambda x: jnp.stack([x] * 60), feedback.step_labels(text, steps))
-    state, history = jax.jit(partial(jax.lax.scan, algorithm.step))(state, batches)
+    world = jax.jit(feedback.step_labels)(text, steps)
+    state = algorithm.init(toys.bag_params(), jax.random.key(0))
+    scores = np.asarray(state.params["weights"])[tokens[:, [1, 4]]]
+    by_hand = np.mean(np.log1p(np.exp(scores)) - steps.marks * scores)
+    step = lambda state, _: algorithm.step(state, world)  # noqa: E731
+    state, history = jax.jit(lambda state: jax.lax.scan(step, state, None, 60))(state)
+    np.testing.assert_allclose(history["loss"][0], by_hand, rtol=1e-5)
     assert history["loss"][-1] < 0.05
     ends_fn = lambda sequences: sequences.response_mask & np.isin(np.arange(6), [1, 4])  # noqa: E731
     reward_fn = rewards.from_steps(token_scores, ends_fn, combine="minimum")
     whole = jax.jit(reward_fn)(state.params, text)
     right = feedback.rating_from_steps(steps).value == 1
     assert whole[right].min() > 0.9 and whole[~right].max() < 0.1
+
+    centred = algorithms.reward_model(
+        token_scores, optax.sgd(0.1), loss=losses.binary_cross_entropy, centering=0.1
+    )
+    with pytest.raises(ValueError, match=r"one reward a sequence, but there are .* \[1, 32, 6\]"):
+        jax.eval_shape(centred.step, state, world)
 
 
 # Four answers, two to each of two prompts, of a policy that is a table of bigrams.

@@ -58,17 +58,20 @@ def decided(pairs: Pairs, comparison: Comparison) -> tuple[PyTree, PyTree]:
     return side(preference > 0.5), side(preference < 0.5)
 
 
-def preferences(pairs: Pairs, comparison: Comparison, *, keep_ties: bool = True) -> Preferences:
+def preferences(
+    pairs: Pairs, comparison: Comparison, *, keep_ties: bool = True, soft: bool = False
+) -> Preferences:
     """A batch for ``algorithms.direct`` and ``algorithms.reward_model``.
 
-    Lost are a judge's probability (which of the two it is nearer to is kept), the strength, and
-    who answered.
+    Lost are the strength and, unless ``soft``, a judge's probability: which of the two it is nearer
+    to is kept.
 
     Args:
         pairs: two ``Sequences`` of ``B`` rows.
         comparison: the answers, ``[B]``.
         keep_ties: whether to say which are ties, for a loss that takes them
             (``losses.davidson``, ``losses.rao_kupper``); otherwise they become padding.
+        soft: whether to keep the probabilities, for any loss; a tie is then one of a half.
 
     Returns:
         ``Preferences`` of ``B`` rows. Rows that were not answered are padding: their response masks
@@ -94,10 +97,15 @@ def preferences(pairs: Pairs, comparison: Comparison, *, keep_ties: bool = True)
         def chosen(x, y):
             return jnp.where(_columns(wins, x), x, y)
 
-        return _padded(jax.tree.map(chosen, first, second), valid if keep_ties else valid & ~tied)
+        kept = valid if keep_ties or soft else valid & ~tied
+        return _padded(jax.tree.map(chosen, first, second), kept)
 
     chosen, rejected = side(preference >= 0.5), side(preference < 0.5)
-    return Preferences(chosen, rejected, tied & valid if keep_ties else None)
+    if soft:
+        probability = jnp.maximum(preference, 1 - preference)
+        return Preferences(chosen, rejected, probability=probability, rater=comparison.rater)
+    said = tied & valid if keep_ties else None
+    return Preferences(chosen, rejected, said, rater=comparison.rater)
 
 
 def rated(
@@ -109,12 +117,14 @@ def rated(
 ) -> Rated:
     """A batch of sequences that were judged each by itself.
 
-    Lost is who answered: the ratings of several people are taken for one scale, although people
-    differ in where they begin and how far they go (see ``humans.fit_rater_effects``).
+    Nothing is lost. But unless a model is told otherwise (``models.rater_scale``) it takes the
+    ratings of several people for one scale, although people differ in where they begin and how far
+    they go (see ``humans.fit_rater_effects``).
 
     Args:
         sequences: of ``B`` rows.
-        answer: what was said of each. Of spans and steps it takes the ``token_rewards``.
+        answer: what was said of each. Of spans and steps it takes the ``token_rewards``, 0 where
+            nothing was marked; to learn from the marks alone, take ``step_labels``.
         low: the least rating of a scale of whole steps; the ratings then become ``int32`` steps
             from 0, as ``losses.ordinal`` wants them.
         choices: among how many a label chooses. Of two, it becomes ``bool``, good or bad.
@@ -161,13 +171,13 @@ def rated(
     valid = common.answered(answer, len(ratings))
     # What nobody said may be nan, and a gradient of 0 times that is nan too.
     ratings = jnp.where(_columns(valid, ratings), ratings, jnp.zeros_like(ratings))
-    return Rated(_padded(sequences, valid), ratings)
+    return Rated(_padded(sequences, valid), ratings, rater=answer.rater)
 
 
 def ranked(sequences: Sequences, ranking: Ranking) -> Ranked:
     """A batch of ranked answers, for ``losses.plackett_luce`` and ``losses.rrhf``.
 
-    Nothing of the order is lost; who ranked is.
+    Nothing is lost.
 
     Args:
         sequences: ``[B, N, T]``, as they were shown.
@@ -188,7 +198,8 @@ def ranked(sequences: Sequences, ranking: Ranking) -> Ranked:
     if shape != wanted:
         raise ValueError(f"order must have the shape {wanted} of the sequences, not {shape}")
     valid = common.answered(ranking, shape[0])
-    return Ranked(_padded(sequences, valid), jnp.asarray(ranking.order, jnp.int32))
+    order = jnp.asarray(ranking.order, jnp.int32)
+    return Ranked(_padded(sequences, valid), order, rater=ranking.rater)
 
 
 def token_rewards(
