@@ -85,7 +85,7 @@ def bootstrap_pairs(
     resamples: int = 1000,
     level: float = 0.95,
 ) -> Interval:
-    r"""An interval for a mean over all pairs of different items: the items are drawn, not the pairs.
+    r"""An interval for a mean over all pairs of items: the items are drawn, not the pairs.
 
     .. math:: \bar v = \frac{\sum_{i \ne j} n_i n_j w_{ij} v_{ij}}
               {\sum_{i \ne j} n_i n_j w_{ij}}, \qquad n \sim \operatorname{Multinomial}(N, 1/N)
