@@ -130,14 +130,21 @@ def bootstrap_pairs(
     drawn = jax.vmap(lambda row: jnp.bincount(row, length=items))(rows)
     drawn = jnp.concatenate([jnp.ones((1, items), jnp.float32), drawn.astype(jnp.float32)])
 
+    means = _pair_means(values.reshape(-1, items, items), counts, drawn)
+    found = jax.vmap(statistic)(means.reshape(-1, *values.shape[:-2]))
+    return _between(found[0], found[1:], level)
+
+
+@jax.jit  # Otherwise compiled anew at every call: it is called for many models in a row.
+def _pair_means(values: jax.Array, counts: jax.Array, drawn: jax.Array) -> jax.Array:
+    """Means of ``values[M, N, N]`` where ``counts``, ``[R, M]`` for ``R`` rows of ``drawn``."""
+
     def total(matrix: jax.Array) -> jax.Array:
         return jnp.sum((drawn @ jnp.where(counts, matrix, 0)) * drawn, axis=1)
 
     # One matrix at a time: a product of matrices is all that a resample costs.
-    totals = jax.lax.map(total, values.reshape(-1, items, items))
-    means = totals / jnp.maximum(total(jnp.float32(1)), 1)
-    found = jax.vmap(statistic)(means.T.reshape(-1, *values.shape[:-2]))
-    return _between(found[0], found[1:], level)
+    totals = jax.lax.map(total, values)
+    return (totals / jnp.maximum(total(jnp.float32(1)), 1)).T
 
 
 def verdict(interval: Interval, *, null: float, threshold: float) -> Verdict:
