@@ -170,11 +170,13 @@ def _token_statistics(logits, tokens, temperature, block_size, *, entropies):
         hidden = logits.hidden[:, :-1].reshape(-1, logits.hidden.shape[-1])
         kernel = logits.unembedding.astype(hidden.dtype)
         # The targets' logits from their own columns: picking them out of [N, V] costs more.
-        picked = jnp.sum(hidden * kernel.T[targets], axis=-1, dtype=jnp.float32) / temperature
+        picked = jnp.sum(hidden * kernel.T[targets], axis=-1, dtype=jnp.float32)
+        picked = logits.capped(picked) / temperature
         if kernel.shape[1] > block_size:
-            statistics = _blockwise(hidden, kernel, temperature, block_size, entropies)
+            capped = logits.capped
+            statistics = _blockwise(hidden, kernel, capped, temperature, block_size, entropies)
         else:
-            dense = (hidden @ kernel).astype(jnp.float32) / temperature
+            dense = logits.capped((hidden @ kernel).astype(jnp.float32)) / temperature
             statistics = _dense(dense, entropies)
     else:
         dense = logits[:, :-1].reshape(-1, logits.shape[-1]).astype(jnp.float32) / temperature
@@ -197,7 +199,7 @@ def _dense(logits, entropies):
     return log_normaliser, log_normaliser - jnp.sum(probabilities * logits, axis=-1)
 
 
-def _blockwise(hidden, unembedding, temperature, block_size, entropies):
+def _blockwise(hidden, unembedding, capped, temperature, block_size, entropies):
     """``_dense`` by a running sum over blocks of the vocabulary, each recomputed backwards.
 
     Memory is ``N * block_size`` and not ``N * V``, in both directions.
@@ -212,7 +214,7 @@ def _blockwise(hidden, unembedding, temperature, block_size, entropies):
     def body(carry, block):
         maximum, normaliser, weighted = carry
         kernel, start = block
-        logits = (hidden @ kernel.T).astype(jnp.float32) / temperature
+        logits = capped((hidden @ kernel.T).astype(jnp.float32)) / temperature
         logits = jnp.where(start + jnp.arange(block_size) < vocabulary, logits, _NEGATIVE)
         # The maximum only guards against overflow and cancels out: no gradient goes through it.
         larger = jnp.maximum(maximum, jax.lax.stop_gradient(logits.max(-1)))

@@ -17,7 +17,7 @@ LAYERS = [
         "rewards",
     },
     {"humans", "judges", "queries", "models", "sampling", "algorithms", "worlds"},
-    {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
+    {"data", "pretrained", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
     {"report", "runs"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}

@@ -108,6 +108,7 @@ def choice_log_odds(
         kernel = logits.unembedding.astype(logits.hidden.dtype)
         # Not rounded to bfloat16, where logits of 20 are an eighth of a nat apart.
         final = jnp.matmul(logits.hidden[rows, last], kernel, preferred_element_type=jnp.float32)
+        final = logits.capped(final)
     else:
         final = logits[rows, last]
     if (highest := max(*first, *second)) >= final.shape[1]:  # a gather would clip it in silence

@@ -1,5 +1,7 @@
 """Models: flax modules, handed on as pure functions of their parameters."""
 
+from rlhf_jax.models.attention import RopeScaling
+from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.hashed import CLAUSE_ENDS, NEGATIONS, hashed_model
 from rlhf_jax.models.heads import (
     Head,
@@ -21,8 +23,9 @@ from rlhf_jax.models.transformer import (
     KVCache,
     LanguageModel,
     Transformer,
-    TransformerConfig,
+    join_layers,
     language_model,
+    split_layers,
 )
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "LanguageModel",
     "NgramModel",
     "RaterScale",
+    "RopeScaling",
     "ScoreModel",
     "Transformer",
     "TransformerConfig",
@@ -40,6 +44,7 @@ __all__ = [
     "feature_values",
     "from_nnx",
     "hashed_model",
+    "join_layers",
     "language_model",
     "last_score",
     "linear_head",
@@ -47,6 +52,7 @@ __all__ = [
     "rater_scale",
     "score_model",
     "shared_trunk",
+    "split_layers",
     "token_score_model",
     "trunk_scores",
     "value_model",

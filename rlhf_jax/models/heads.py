@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models.transformer import Transformer, TransformerConfig
+from rlhf_jax.models.configuration import TransformerConfig
+from rlhf_jax.models.transformer import Transformer
 from rlhf_jax.sequences import align, last_token
 from rlhf_jax.types import (
     FactoredLogits,
