@@ -18,6 +18,7 @@ LAYERS = [
     },
     {"humans", "judges", "queries", "models", "sampling", "algorithms", "worlds"},
     {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
+    {"pretrained"},
     {"report", "runs"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
