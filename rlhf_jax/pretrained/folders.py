@@ -3,14 +3,13 @@
 Nothing in a folder is run or unpickled. What would have to be is refused with a way out.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
-
 from rlhf_jax.pretrained.sources import Source, StoredTensor, listed, read_json
 from rlhf_jax.pretrained.tensors import read_tensors
-from rlhf_jax.pretrained.tokenizers import Vocabulary
+from rlhf_jax.pretrained.tokenizers import Vocabulary, read_tokenizer
 
 __all__ = ["INDEX", "PICKLES", "WEIGHTS", "read_folder", "refuse_pickle"]
 
@@ -44,7 +43,7 @@ def read_folder(folder: Path) -> Source:
         also = {name: value for name, value in read_json(generation).items() if value is not None}
         config |= {name: also[name] for name in also if name.endswith("_token_id")}
     _refuse_code(folder / "config.json", config)
-    return Source(str(folder), config, _tensors(folder), _vocabulary(folder))
+    return Source(str(folder), config, _tensors(folder), partial(_vocabulary, folder))
 
 
 def refuse_pickle(path: Path) -> None:
@@ -77,7 +76,9 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
         for path in sorted(folder.iterdir()):
             if path.suffix in PICKLES:
                 refuse_pickle(path)
-        raise FileNotFoundError(f"{folder} has neither {WEIGHTS} nor {INDEX}")
+        raise FileNotFoundError(
+            f"{folder} has neither {WEIGHTS} nor {INDEX}: only safetensors are loaded"
+        )
     where = read_json(folder / INDEX).get("weight_map")
     if not isinstance(where, dict) or not all(isinstance(name, str) for name in where.values()):
         raise ValueError(f"{folder / INDEX} has no weight_map of tensors to files")
@@ -114,12 +115,7 @@ def _vocabulary(folder: Path) -> Vocabulary | None:
                     "tokenizer="
                 )
         return None
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # of no narrower kind, in tokenizers
-        raise ValueError(f"{path} is not a tokenizer: {error}") from error
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
+    tokenizer = read_tokenizer(path)
     special: dict[str, str] = {}
     template = None
     for name in ("special_tokens_map.json", "tokenizer_config.json"):

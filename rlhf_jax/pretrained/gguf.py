@@ -65,7 +65,6 @@ def read_gguf(path: Path) -> Source:
         raise ValueError(
             f"{path} is not a GGUF file, or is damaged or cut short: {error}"
         ) from error
-    metadata = {name: field for name, field in reader.fields.items()}
     found = {tensor.name: tensor for tensor in reader.tensors}
     for tensor in reader.tensors:
         if tensor.tensor_type.name not in QUANTISATIONS:
@@ -73,7 +72,7 @@ def read_gguf(path: Path) -> Source:
                 f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which is not "
                 f"supported; what is: {', '.join(QUANTISATIONS)}"
             )
-    config = _config(path, metadata, found)
+    config = _config(path, reader.fields, found)
     shape = architectures.config_from(config)
     kind = config["model_type"]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config["num_hidden_layers"])
@@ -84,7 +83,7 @@ def read_gguf(path: Path) -> Source:
             tensors[entry.name] = _tensor(found.pop(stored), config)
     # What the table does not know keeps its name, and will be reported by it.
     tensors |= {name: _tensor(tensor, config) for name, tensor in found.items()}
-    return Source(str(path), config, tensors, vocabulary_of(path, metadata))
+    return Source(str(path), config, tensors, partial(vocabulary_of, path, reader.fields))
 
 
 def _config(

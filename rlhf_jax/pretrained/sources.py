@@ -33,13 +33,13 @@ class Source(NamedTuple):
         place: where it is, for messages.
         config: as in ``config.json``.
         tensors: by Hugging Face's names.
-        vocabulary: its tokenizer with what belongs to it; ``None`` if there is none.
+        vocabulary: reads its tokenizer with what belongs to it; ``None`` if there is none.
     """
 
     place: str
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
-    vocabulary: Vocabulary | None
+    vocabulary: Callable[[], Vocabulary | None]
 
 
 def listed(problems: list[str], most: int = 8) -> str:

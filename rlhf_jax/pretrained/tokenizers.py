@@ -1,7 +1,9 @@
 """A checkpoint's tokenizer, with the tokens and the chat template that belong to it."""
 
 import functools
+import os
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
@@ -9,7 +11,15 @@ from tokenizers import Tokenizer
 from rlhf_jax.data.formats import Messages
 from rlhf_jax.data.templates import Template, chat_template
 
-__all__ = ["Vocabulary", "check_vocabulary", "first_token", "template_of", "token_id"]
+__all__ = [
+    "Vocabulary",
+    "as_vocabulary",
+    "check_vocabulary",
+    "first_token",
+    "read_tokenizer",
+    "template_of",
+    "token_id",
+]
 
 
 class Vocabulary(NamedTuple):
@@ -22,8 +32,33 @@ class Vocabulary(NamedTuple):
     """
 
     tokenizer: Tokenizer
-    special: Mapping[str, str]
-    chat_template: str | None
+    special: Mapping[str, str] = MappingProxyType({})
+    chat_template: str | None = None
+
+
+def read_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """The tokenizer of a ``tokenizer.json``, set to neither pad nor truncate."""
+    try:
+        tokenizer = Tokenizer.from_file(os.fspath(path))
+    except Exception as error:  # of no narrower kind
+        raise ValueError(f"{path} is not a tokenizer of tokenizers: {error}") from error
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def as_vocabulary(tokenizer: Any) -> Vocabulary:
+    """What was given as a tokenizer: itself, with what belongs to it, or its file."""
+    if isinstance(tokenizer, Vocabulary):
+        return tokenizer
+    if isinstance(tokenizer, str | os.PathLike):
+        tokenizer = read_tokenizer(tokenizer)
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(
+            "tokenizer must be a Vocabulary, a Tokenizer of tokenizers or the path of a "
+            f"tokenizer.json, not {type(tokenizer).__name__}"
+        )
+    return Vocabulary(tokenizer, {}, None)
 
 
 def token_id(vocabulary: Vocabulary | None, config: Mapping[str, Any], name: str) -> int | None:
