@@ -1,4 +1,4 @@
-"""Published checkpoints as our transformer: which tensor goes where. (Llama only, until merged.)"""
+"""Published checkpoints as our transformer: which tensor goes where (Llama, until merged)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
