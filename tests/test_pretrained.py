@@ -22,6 +22,7 @@ from rlhf_jax.data import tokenise_prompts
 from rlhf_jax.models import TransformerConfig, language_model
 from rlhf_jax.parallel import data_mesh
 from rlhf_jax.pretrained import architectures, saving, shelf
+from rlhf_jax.pretrained.gguf import read_gguf
 
 CONFIG = TransformerConfig(
     vocab_size=285,
@@ -409,7 +410,10 @@ def write_gguf(path, tensors=None, *, architecture="llama", tokenizer=True, **me
     writer.add_head_count(CONFIG.num_heads)
     writer.add_head_count_kv(CONFIG.num_kv_heads)
     writer.add_rope_dimension_count(CONFIG.resolved_head_dim)
-    writer.add_rope_freq_base(CONFIG.rope_theta)
+    writer.add_rope_freq_base(metadata.get("theta", CONFIG.rope_theta))
+    if "scaling" in metadata:
+        writer.add_rope_scaling_type(metadata["scaling"])
+        writer.add_rope_scaling_factor(2.0)
     writer.add_layer_norm_rms_eps(CONFIG.norm_epsilon)
     if tokenizer:
         described = json.loads(TOKENIZER.to_str())["model"]
@@ -485,6 +489,37 @@ def test_gguf_of_every_supported_type(tmp_path):
     # All in one: what is saved of it is what was loaded.
     pretrained.save(tmp_path / "m", loaded.params, loaded.config, loaded.vocabulary)
     assert digest(pretrained.load(tmp_path / "m").params) == digest(loaded.params)
+
+
+def test_positions_that_are_scaled(tmp_path):
+    path = tmp_path / "m.gguf"
+    # As transformers computes the frequencies of Llama 3.1.
+    frequencies = 500_000.0 ** (-np.arange(0, 16, 2) / 16)
+    waves = 2 * np.pi / frequencies
+    smooth = (8192 / waves - 1) / 3
+    between = (1 - smooth) * frequencies / 8 + smooth * frequencies
+    scaled = np.where(waves > 8192, frequencies / 8, np.where(waves < 2048, frequencies, between))
+    assert len(set((frequencies / scaled).round(3))) == 3
+    divisors = (frequencies / scaled).astype(np.float32)
+    with_them = gguf_tensors() | {"rope_freqs.weight": (divisors, KINDS[0])}
+    write_gguf(path, with_them, theta=500_000.0)
+    source = read_gguf(path)
+    assert source.config["rope_scaling"] == {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    assert "rope_freqs.weight" not in source.tensors
+    write_gguf(path, with_them, theta=600_000.0)
+    with pytest.raises(ValueError, match=r"by rope_freqs\.weight otherwise than Llama 3"):
+        read_gguf(path)
+    write_gguf(path, scaling=gguf.RopeScalingType.LINEAR)
+    assert read_gguf(path).config["rope_scaling"] == {"rope_type": "linear", "factor": 2.0}
+    write_gguf(path, scaling=gguf.RopeScalingType.YARN)
+    with pytest.raises(ValueError, match="positions by 'yarn', which is not supported"):
+        read_gguf(path)
 
 
 def test_bad_gguf_files(tmp_path):
