@@ -23,6 +23,7 @@ from rlhf_jax.models import TransformerConfig, language_model
 from rlhf_jax.parallel import data_mesh
 from rlhf_jax.pretrained import architectures, saving, shelf
 from rlhf_jax.pretrained.gguf import read_gguf
+from rlhf_jax.pretrained.gguf_tokenizers import PRE_TOKENIZERS
 
 CONFIG = TransformerConfig(
     vocab_size=285,
@@ -483,12 +484,28 @@ def test_gguf_of_every_supported_type(tmp_path):
         np.testing.assert_array_equal(saving._stored(leaves, entry), expected[entry.name])
     text = "It's the film of 1999,  naïve — the <|im_start|>worst"
     assert loaded.tokenizer.encode(text, add_special_tokens=False).ids == TOKENIZER.encode(text).ids
+    cut = loaded.tokenizer.pre_tokenizer.pre_tokenize_str("12")
+    assert cut == [("1", (0, 1)), ("2", (1, 2))]
     assert loaded.tokenizer.decode(TOKENIZER.encode("é 12 films").ids) == "é 12 films"
     assert (loaded.bos_id, loaded.eos_id, loaded.pad_id) == (1, 2, 2)
     assert loaded.template([{"role": "user", "content": "Hi"}], False).endswith("Hi<|im_end|>\n")
     # All in one: what is saved of it is what was loaded.
     pretrained.save(tmp_path / "m", loaded.params, loaded.config, loaded.vocabulary)
     assert digest(pretrained.load(tmp_path / "m").params) == digest(loaded.params)
+
+
+@pytest.mark.parametrize(
+    ("name", "pieces"),
+    [
+        ("gpt-2", ["Don", "'t", "Ġsay", "Ġ1234", "!", "Ċ"]),
+        ("smollm", ["Don", "'t", "Ġsay", "Ġ", "1", "2", "3", "4", "!", "Ċ"]),
+        ("llama-bpe", ["Don", "'t", "Ġsay", "Ġ", "123", "4", "!Ċ"]),
+        ("qwen2", ["Don", "'t", "Ġsay", "Ġ", "1", "2", "3", "4", "!Ċ"]),
+    ],
+)
+def test_how_text_is_cut(name, pieces):
+    found = PRE_TOKENIZERS[name].pre_tokenize_str("Don't say 1234!\n")
+    assert [piece for piece, _ in found] == pieces
 
 
 def test_positions_that_are_scaled(tmp_path):
