@@ -1,11 +1,11 @@
 """Published checkpoints as our transformer: which tensor goes where (Llama, until merged)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from rlhf_jax.models import TransformerConfig
 
-__all__ = ["Entry", "config_from", "entries", "published_config"]
+__all__ = ["Entry", "config_from", "entries", "published_config", "stored_names"]
 
 
 class Entry(NamedTuple):
@@ -17,6 +17,7 @@ class Entry(NamedTuple):
         path: of our parameters.
         layer: row of the stacked parameter, ``None`` if it is not stacked.
         transpose: whether it is stored ``[out, in]`` and ours is ``[in, out]``.
+        columns: which of its last axis go there, if not all.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Entry(NamedTuple):
     path: tuple[str, ...]
     layer: int | None
     transpose: bool
+    columns: tuple[int, int] | None = None
 
 
 def config_from(published: Mapping[str, Any]) -> TransformerConfig:
@@ -105,3 +107,10 @@ def entries(config: TransformerConfig, architecture: str) -> list[Entry]:
     if not config.tie_embeddings:
         table.append(Entry("lm_head.weight", (config.vocab_size, hidden), ("unembed",), None, True))
     return table
+
+
+def stored_names(names: Iterable[str], table: Iterable[Entry]) -> dict[str, str]:
+    """By which name each tensor of a table is found in a checkpoint."""
+    wanted = {entry.name for entry in table}
+    needless = (".rotary_emb.inv_freq", "lm_head.weight")
+    return {name: name for name in names if name in wanted or not name.endswith(needless)}

@@ -77,7 +77,7 @@ def read_gguf(path: Path) -> Source:
     kind = config["model_type"]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config["num_hidden_layers"])
     tensors = {}
-    for entry in architectures.entries(shape, config["architectures"][0]):
+    for entry in architectures.entries(shape, kind):
         stored = names.get_name(entry.name, try_suffixes=(".weight", ".bias"))
         if stored in found:
             tensors[entry.name] = _tensor(found.pop(stored), config)
