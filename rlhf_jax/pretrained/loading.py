@@ -190,11 +190,11 @@ def _known(table: Sequence[Entry], source: Source) -> Mapping[str, StoredTensor]
     problems += [
         f"{name} {list(shape)} is unexpected" for name, shape in found.items() if name not in wanted
     ]
-    head, embedding = source.tensors.get("lm_head.weight"), table[0].name
-    if head is not None and "lm_head.weight" not in wanted and embedding in tensors:
-        # Some files hold a tied unembedding as well. What is another one would be lost.
-        if not np.array_equal(head.read(), tensors[embedding].read()):
-            problems.append(f"lm_head.weight is not {embedding}, but tie_word_embeddings is true")
+    head, embedding = source.tensors.get("lm_head.weight"), tensors.get(table[0].name)
+    # Some files hold a tied unembedding as well. If it is another, it would be lost.
+    extra = head is not None and "lm_head.weight" not in wanted and embedding is not None
+    if extra and not np.array_equal(head.read(), embedding.read()):
+        problems.append("lm_head.weight is not the embedding, but tie_word_embeddings is true")
     if problems:
         kind = source.config["model_type"]
         raise ValueError(f"{source.place} has not the tensors of a {kind}:\n{listed(problems)}")
