@@ -19,6 +19,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models.lora import Dense
 from rlhf_jax.sequences import positions
 from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
 
@@ -146,9 +147,7 @@ class Block(nn.Module):
     def __call__(self, x, past, token_positions, mask, past_mask):
         config = self.config
         width = config.resolved_head_dim
-        dense = partial(
-            nn.Dense, use_bias=False, dtype=config.dtype, param_dtype=config.param_dtype
-        )
+        dense = partial(Dense, use_bias=False, dtype=config.dtype, param_dtype=config.param_dtype)
         norm = partial(
             nn.RMSNorm,
             epsilon=config.norm_epsilon,
