@@ -9,7 +9,7 @@ import optax
 import pytest
 import toys
 
-from rlhf_jax import algorithms, checkpoint, losses, models, parallel, rewards, training, trees
+from rlhf_jax import algorithms, checkpoint, models, parallel, rewards, training, trees
 from rlhf_jax.algorithms import Demonstrated, PolicyAndReward
 from rlhf_jax.sequences import token_log_probs
 from rlhf_jax.types import ActorCritic, FactoredLogits
@@ -92,16 +92,13 @@ def test_a_part_trains_as_if_the_rest_had_no_gradient():
     upper = sum(x.size for x in jax.tree.leaves(PARAMS["upper"]))
     assert sum(x.size for x in jax.tree.leaves(after.opt_state)) == 2 * upper + 1
     close(metrics["grad_norm"], optax.tree.norm(after.opt_state[0].mu) / 0.1)
-    bad = state.replace(
-        params={**PARAMS, "upper": jax.tree.map(lambda x: x * jnp.nan, two_parts())}
-    )
     bad = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, PARAMS))
     assert stepped(part, bad, batch)[0].skipped == 1
 
 
 def test_nothing_exists_twice(tmp_path):
     """In the state, in a checkpoint, in a run that goes on from one."""
-    algorithm = algorithms.direct(whole, optax.adam(0.1), trainable="upper/*", trunk_fn=None)
+    algorithm = algorithms.direct(whole, optax.adam(0.1), trainable="upper/*")
     state = algorithm.init(PARAMS, KEY)
     fit = partial(training.fit, algorithm, batches=lambda n: toys.preferences(8, n), chunk=2)
     straight = fit(state, steps=4).state
@@ -162,12 +159,15 @@ def test_a_trunk_on_one_device_a_mesh_and_by_pmap():
 
     state = built().init(PARAMS, KEY, REFERENCE)
     assert str(jax.make_jaxpr(built().step)(state, batch)).count("name=trunk") == 1
-    expected = held(built(), state, batch)
-    close(expected, stepped(built(whole, None), state, batch))
-    close(expected, parallel.pmap_step(built(axis_name="data").step)(state, batch))
     mesh = parallel.data_mesh()
     copied = parallel.place(jax.tree.map(jnp.copy, state), mesh)
-    close(expected, parallel.shard_step(built().step, mesh)(copied, batch))
+    expected, metrics = held(built(), state, batch)
+    for after, found in (
+        stepped(built(whole, None), state, batch),
+        parallel.pmap_step(built(axis_name="data").step)(state, batch),
+        parallel.shard_step(built().step, mesh)(copied, batch),
+    ):
+        close((after.params, found), (expected.params, metrics))
 
 
 def test_members_share_what_does_not_train():
@@ -191,7 +191,7 @@ def test_members_share_what_does_not_train():
     )
     state = whole_trains.init(params, KEY, reference=PARAMS)
     with pytest.raises(ValueError, match="trains parameters that its members are to share"):
-        whole_trains.step(state, batch)
+        jax.eval_shape(whole_trains.step, state, batch)
 
 
 def test_every_algorithm_takes_it():
@@ -284,9 +284,8 @@ def test_what_does_not_fit_is_named():
     assert dpo(trainable="upper/*").init(PARAMS, KEY, other).frozen["lower"]["mix"] is not None
     with pytest.raises(ValueError, match="one structure"):
         trees.join(part, {"lower": 1})
-    with pytest.raises(ValueError, match="called as shared_fn.reference, reward, sequences, hid"):
+    with pytest.raises(ValueError, match=r"called as shared_fn\(reference, reward, sequences, hid"):
         algorithms.rloo(
             top, sample_fn, None, optax.sgd(0.1), trunk_fn=trunk, trainable="upper/*",
             shared_fn=lambda reference, params, sequences: None,
         )  # fmt: skip
-    assert losses.bradley_terry is not None
