@@ -1,5 +1,6 @@
 """A part of the parameters trains; the rest exists once, and is read once where it is a trunk."""
 
+import functools
 from functools import partial
 
 import jax
@@ -61,6 +62,13 @@ def sample_fn(params, prompts, keys):
 
 def stepped(algorithm, state, batch):
     return jax.jit(algorithm.step)(state, batch)
+
+
+# One algorithm for several tests, which is compiled once.
+@functools.cache
+def on_trunk(axis_name=None):
+    settings = {"trainable": "upper/*", "trunk_fn": trunk, "axis_name": axis_name}
+    return algorithms.dpo(top, optax.adam(0.1), beta=0.5, **settings)
 
 
 def close(a, b, **tolerances):
@@ -126,18 +134,13 @@ def test_a_part_trains_as_if_the_rest_had_no_gradient():
     """On a trunk that is read once: on one device, on a mesh, by pmap."""
     batch = toys.preferences(8, empty=(1, 6))
 
-    def built(**settings):
-        settings = {"trainable": "upper/*", "trunk_fn": trunk} | settings
-        return algorithms.dpo(top, optax.adam(0.1), beta=0.5, **settings)
-
-    algorithm = built()
+    algorithm = on_trunk()
     state = algorithm.init(PARAMS, KEY, REFERENCE)
     assert jax.tree.leaves(state.frozen["lower"]) == []
     assert str(jax.make_jaxpr(algorithm.step)(state, batch)).count("name=trunk") == 1
     mesh = parallel.data_mesh()
     copied = parallel.place(jax.tree.map(jnp.copy, state), mesh)
-    step = jax.jit(algorithm.step)
-    expected, metrics = step(state, batch)
+    expected, metrics = stepped(algorithm, state, batch)
     assert np.abs(expected.params["upper"]["out"] - PARAMS["upper"]["out"]).max() > 0.05
     jax.tree.map(np.testing.assert_array_equal, expected.params["lower"], PARAMS["lower"])
     upper = sum(x.size for x in jax.tree.leaves(PARAMS["upper"]))
@@ -151,13 +154,13 @@ def test_a_part_trains_as_if_the_rest_had_no_gradient():
     close(found["loss"], metrics["loss"])
     assert found["grad_norm"] > metrics["grad_norm"]
     for after, found in (
-        parallel.pmap_step(built(axis_name="data").step)(state, batch),
+        parallel.pmap_step(on_trunk("data").step)(state, batch),
         parallel.shard_step(algorithm.step, mesh)(copied, batch),
     ):
         close((after.params, found), (expected.params, metrics))
 
     bad = state.replace(params=jax.tree.map(lambda x: x * jnp.nan, PARAMS))
-    after, _ = step(bad, batch)
+    after, _ = stepped(algorithm, bad, batch)
     assert after.skipped == 1 and (after.opt_state[0].mu["upper"]["out"] == 0).all()
 
 
@@ -165,7 +168,7 @@ def test_members_share_what_does_not_train():
     tops = jax.vmap(lambda seed: two_parts(seed)["upper"])(jnp.arange(3))
     params = {"lower": PARAMS["lower"], "upper": tops}
     batch = toys.preferences(8)
-    alone = algorithms.dpo(top, optax.adam(0.1), trainable="upper/*", trunk_fn=trunk)
+    alone = on_trunk()
     together = algorithms.ensemble(alone, 3, trainable="upper/*", own_frozen=True)
     state = together.init(params, KEY)
     assert state.params["lower"]["mix"].shape == (8, 8)
