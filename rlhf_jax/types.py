@@ -44,6 +44,7 @@ __all__ = [
     "Shared",
     "TokenAdvantage",
     "TrainState",
+    "TrunkFn",
     "ValueFn",
     "ValueLoss",
 ]
@@ -215,10 +216,11 @@ class TrainState:
         step: ``int32[]``, steps taken, skipped ones included.
         key: the run's key. A step uses ``fold_in(key, step)``, so a resumed run draws what the
             uninterrupted one would have drawn.
-        params: what is trained.
-        opt_state: the optax state.
+        params: the parameters, whole; an algorithm's ``trainable`` says what of them is trained.
+        opt_state: the optax state, of what is trained.
         frozen: parameters that are used and never trained (reference, reward): data, not closures,
-            so that the compiled program does not contain them as constants.
+            so that the compiled program does not contain them as constants. Where a reference has
+            ``None``, it has what ``params`` has there.
         extra: an algorithm's own state (an adaptive coefficient, say).
         skipped: ``int32[]``, how many steps in a row were skipped for being non-finite.
     """
@@ -275,6 +277,9 @@ class Decoder(NamedTuple):
 
 # params, tokens[B, T], mask[B, T] -> logits[B, T, V]; entry t predicts token t + 1.
 LogitsFn = Callable[[Params, jax.Array, jax.Array], jax.Array | FactoredLogits]
+# params, tokens[B, T], mask[B, T] -> hidden[B, T, D], or any arrays [B, ...]: what lower layers,
+# which do not train, make of the tokens, and a LogitsFn of the others reads in the tokens' place
+TrunkFn = Callable[[Params, jax.Array, jax.Array], PyTree]
 # params, tokens[B, T], mask[B, T] -> scores[B]; or [B, ...], several numbers a sequence
 ScoreFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 # params, tokens[B, T], mask[B, T] -> values[B, T]; entry t is the value before token t is chosen.

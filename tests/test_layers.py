@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
     {"types", "checks"},
-    {"sequences", "feedback", "distributions", "assets", "configuration"},
+    {"sequences", "feedback", "distributions", "assets", "configuration", "trees"},
     {
         "losses",
         "implicit_rewards",

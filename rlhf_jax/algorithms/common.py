@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax import trees
+from rlhf_jax.algorithms.partial import split_trainable
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import Key, Metrics, Params, PyTree, TrainState
 
@@ -21,6 +23,7 @@ __all__ = [
     "Term",
     "advance",
     "check_stacked",
+    "descended",
     "divided",
     "gradients",
     "new_state",
@@ -128,21 +131,23 @@ def new_state(
     *,
     frozen: PyTree = (),
     extra: PyTree = (),
+    trainable: trees.Patterns | None = None,
 ) -> TrainState:
     """A state before its first step.
 
     Args:
-        params: what will be trained.
-        optimizer: its ``init`` makes the optimiser state.
+        params: the parameters.
+        optimizer: its ``init`` makes the optimiser state, of what trains.
         key: a typed key, as from ``jax.random.key``.
         frozen: parameters that are used and never trained.
         extra: the algorithm's own state.
+        trainable: what trains; ``None`` for all.
 
     Returns:
         A ``TrainState``.
 
     Raises:
-        ValueError: if ``key`` is an old-style ``uint32[2]`` key.
+        ValueError: if ``key`` is an old-style ``uint32[2]`` key, or ``trainable`` matches nothing.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError("key must be a typed key: jax.random.key(seed), not jax.random.PRNGKey")
@@ -150,7 +155,7 @@ def new_state(
         step=jnp.int32(0),
         key=key,
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(split_trainable(params, trainable)[0]),
         frozen=frozen,
         extra=extra,
         skipped=jnp.int32(0),
@@ -179,7 +184,7 @@ def advance(
     Args:
         state: before the step.
         metrics: the step's; ``skipped``, how many in a row were skipped, is added.
-        params: after the step.
+        params: after the step; what does not train must be the very arrays of ``state``.
         opt_state: after the step.
         extra: after the step.
         watched: further metrics, which may be what they like.
@@ -190,7 +195,9 @@ def advance(
     finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
     old = (state.params, state.opt_state, state.extra)
     kept = jax.tree.map(
-        lambda after, before: jnp.where(finite, after, before), (params, opt_state, extra), old
+        lambda after, before: before if after is before else jnp.where(finite, after, before),
+        (params, opt_state, extra),
+        old,
     )
     skipped = jnp.where(finite, 0, state.skipped + 1)
     state = state.replace(
@@ -198,3 +205,29 @@ def advance(
     )
     metrics = metrics | (watched or {}) | {"skipped": skipped}
     return state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def descended(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    *,
+    axis_name: str | None,
+    trainable: trees.Patterns | None = None,
+) -> tuple[TrainState, Metrics]:
+    """The state after one update of what trains; the gradient is of nothing else.
+
+    Args:
+        objective: of all parameters.
+        optimizer: as of ``new_state``.
+        state: before the step.
+        axis_name: the pmapped axis, if any.
+        trainable: as of ``new_state``.
+
+    Returns:
+        As ``advance``.
+    """
+    trained, rest = split_trainable(state.params, trainable)
+    gradient, metrics = gradients(lambda t: objective(trees.join(t, rest)), trained, axis_name)
+    trained, opt_state = updated(optimizer, gradient, trained, state.opt_state)
+    return advance(state, metrics, params=trees.join(trained, rest), opt_state=opt_state)

@@ -6,14 +6,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax import trees
 from rlhf_jax.algorithms.common import (
     Term,
-    advance,
-    gradients,
+    descended,
     new_state,
     row_keys,
     rows_mean,
-    updated,
 )
 from rlhf_jax.algorithms.feedback import Feedback, judged, lined_up
 from rlhf_jax.losses import bradley_terry
@@ -43,6 +42,7 @@ def reward_model(
     regulariser: Callable[[Params], jax.Array] | None = None,
     centering: float = 0.0,
     token_dropout: float = 0.0,
+    trainable: trees.Patterns | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Fits a score to human feedback.
@@ -67,6 +67,9 @@ def reward_model(
             sequence; ratings, of tokens or of texts, have a zero of their own.
         token_dropout: the probability with which each token is hidden from the model while
             training, through the mask.
+        trainable: what of the parameters trains: patterns of their paths, such as
+            ``"head/*"``, or a predicate of the path (``trees``). The rest has neither
+            gradient nor optimiser state. By default all.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -85,7 +88,7 @@ def reward_model(
         raise ValueError(f"token_dropout must be at least 0 and below 1, not {token_dropout}")
 
     def init(params: Params, key: Key) -> TrainState:
-        return new_state(params, optimizer, key)
+        return new_state(params, optimizer, key, trainable=trainable)
 
     def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
         rows, valid = lined_up(batch)
@@ -121,8 +124,6 @@ def reward_model(
                 terms["regulariser"] = Term(1.0, Mean(regulariser(params), jnp.float32(1)))
             return terms, further
 
-        gradient, metrics = gradients(objective, state.params, axis_name)
-        params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
-        return advance(state, metrics, params=params, opt_state=opt_state)
+        return descended(objective, optimizer, state, axis_name=axis_name, trainable=trainable)
 
     return Algorithm(init, step)

@@ -1,5 +1,6 @@
 """Models: flax modules, handed on as pure functions of their parameters."""
 
+from rlhf_jax.models import lora
 from rlhf_jax.models.attention import RopeScaling
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.hashed import CLAUSE_ENDS, NEGATIONS, hashed_model
@@ -48,6 +49,7 @@ __all__ = [
     "language_model",
     "last_score",
     "linear_head",
+    "lora",
     "ngram_model",
     "rater_scale",
     "score_model",

@@ -26,6 +26,7 @@ import numpy as np
 
 from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
 from rlhf_jax.models.configuration import TransformerConfig
+from rlhf_jax.models.lora import Dense
 from rlhf_jax.sequences import positions
 from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
 
@@ -129,7 +130,7 @@ class Block(nn.Module):
     def __call__(self, x, layer, context):
         config = self.config
         width = config.resolved_head_dim
-        dense = partial(nn.Dense, dtype=config.dtype, param_dtype=config.param_dtype)
+        dense = partial(Dense, dtype=config.dtype, param_dtype=config.param_dtype)
         norm = partial(_norm, config)
 
         def heads(count, name):
