@@ -26,8 +26,12 @@ def default_block(rows: int) -> int:
     return max(128, min(MAX_BLOCK, _MAX_ENTRIES // max(rows, 1)))
 
 
-def logits_of(products: jax.Array, temperature: float | jax.Array) -> jax.Array:
-    """Logits of ``hidden @ unembedding``: any elementwise function, so a soft cap would go here."""
+def logits_of(
+    products: jax.Array, temperature: float | jax.Array, softcap: float | None = None
+) -> jax.Array:
+    """Logits of the products ``hidden @ unembedding``, soft-capped if asked; elementwise."""
+    if softcap is not None:
+        products = softcap * jnp.tanh(products / softcap)
     return products / temperature
 
 
@@ -46,6 +50,7 @@ def blockwise(
     targets: jax.Array,
     *,
     temperature: float | jax.Array = 1.0,
+    softcap: float | None = None,
     block_size: int,
     entropies: bool = False,
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -63,6 +68,7 @@ def blockwise(
         unembedding: ``float[D, V]``; fastest if it is a transposed ``[V, D]``, as tied ones are.
         targets: ``int32[N]``.
         temperature: what the logits are divided by.
+        softcap: ``c`` of ``c * tanh(logits / c)``, before the temperature; ``None`` without.
         block_size: the most words in a block. Fewer if the vocabulary can then be cut evenly;
             otherwise it is padded, which costs a copy of the unembedding.
         entropies: whether those are wanted.
@@ -83,15 +89,15 @@ def blockwise(
     # devices, each has a share of every block, and none waits for another.
     table = table.reshape(-1, blocks, width)
     temperature = jnp.asarray(temperature, jnp.float32)
-    return _blockwise(hidden, table, targets, temperature, vocabulary, entropies)
+    return _blockwise(hidden, table, targets, temperature, softcap, vocabulary, entropies)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _blockwise(hidden, table, targets, temperature, vocabulary, entropies):
-    return _forwards(hidden, table, targets, temperature, vocabulary, entropies)[0]
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _blockwise(hidden, table, targets, temperature, softcap, vocabulary, entropies):
+    return _forwards(hidden, table, targets, temperature, softcap, vocabulary, entropies)[0]
 
 
-def _block(hidden, table, index, vocabulary):
+def _block(hidden, table, index):
     """One block's kernel ``[block, D]``, its products ``float32[N, block]``, its words' numbers."""
     kernel = jax.lax.dynamic_index_in_dim(table, index, axis=1, keepdims=False)
     kernel = kernel.astype(hidden.dtype)
@@ -105,11 +111,11 @@ def _known(logits, words, table, vocabulary):
     return jnp.where(words < vocabulary, logits, _NEGATIVE) if padded else logits
 
 
-def _forwards(hidden, table, targets, temperature, vocabulary, entropies):
+def _forwards(hidden, table, targets, temperature, softcap, vocabulary, entropies):
     def body(carry, index):
         maximum, normaliser, weighted = carry
-        _, products, words = _block(hidden, table, index, vocabulary)
-        logits = _known(logits_of(products, temperature), words, table, vocabulary)
+        _, products, words = _block(hidden, table, index)
+        logits = _known(logits_of(products, temperature, softcap), words, table, vocabulary)
         larger = jnp.maximum(maximum, logits.max(-1))
         shrink = jnp.exp(maximum - larger)
         relative = logits - larger[:, None]
@@ -128,19 +134,19 @@ def _forwards(hidden, table, targets, temperature, vocabulary, entropies):
     carry, _ = jax.lax.scan(body, carry, jnp.arange(table.shape[1]))
     maximum, normaliser, weighted = carry
     log_normaliser = maximum + jnp.log(normaliser)
-    log_probs = logits_of(picked, temperature) - log_normaliser
+    log_probs = logits_of(picked, temperature, softcap) - log_normaliser
     entropy = jnp.log(normaliser) - weighted / normaliser if entropies else None
     return (log_probs, entropy), (hidden, table, targets, temperature, log_normaliser, entropy)
 
 
-def _backwards(vocabulary, entropies, kept, cotangents):
+def _backwards(softcap, vocabulary, entropies, kept, cotangents):
     hidden, table, targets, temperature, log_normaliser, entropy = kept
     of_log_prob, of_entropy = (None if x is None else x[:, None] for x in cotangents)
 
     def body(carry, index):
         d_hidden, d_table, d_temperature = carry
-        kernel, products, words = _block(hidden, table, index, vocabulary)
-        logits, pullback = jax.vjp(logits_of, products, temperature)
+        kernel, products, words = _block(hidden, table, index)
+        logits, pullback = jax.vjp(partial(logits_of, softcap=softcap), products, temperature)
         logits = _known(logits, words, table, vocabulary)
         log_probs = logits - log_normaliser[:, None]
         weight = of_log_prob

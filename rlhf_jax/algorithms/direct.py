@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, updated
-from rlhf_jax.algorithms.feedback import Feedback, imitated, judged, lined_up
+from rlhf_jax.algorithms.feedback import Feedback, check_separable, imitated, judged, lined_up
 from rlhf_jax.implicit_rewards import log_ratio
 from rlhf_jax.losses import bradley_terry, cross_entropy
 from rlhf_jax.sequences import token_log_probs, token_mean
@@ -35,6 +35,7 @@ def direct(
     loss_weight: float = 1.0,
     supervised_weight: float = 0.0,
     reference_free: bool = False,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""A loss of human feedback on the policy's implicit rewards.
@@ -56,6 +57,9 @@ def direct(
             chosen, the desirable, the best of a ranking).
         reference_free: whether to do without a reference policy, for implicit rewards that ignore
             it (their ``ref_log_probs`` are then zeros).
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. Not with
+            ``Rated.unrelated``.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -74,18 +78,19 @@ def direct(
         return new_state(params, optimizer, key, frozen=() if reference_free else reference)
 
     def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
-        rows, valid = lined_up(batch)
-        mask = rows.response_mask
+        check_separable(batch, accumulate)
 
-        def log_probs_of(params):
-            return token_log_probs(logits_fn(params, rows.tokens, rows.mask), rows.tokens)
+        def objective(params, batch):
+            rows, valid = lined_up(batch)
+            mask = rows.response_mask
 
-        if reference_free:
-            ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
-        else:
-            ref_log_probs = jax.lax.stop_gradient(log_probs_of(state.frozen))
+            def log_probs_of(params):
+                return token_log_probs(logits_fn(params, rows.tokens, rows.mask), rows.tokens)
 
-        def objective(params):
+            if reference_free:
+                ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
+            else:
+                ref_log_probs = jax.lax.stop_gradient(log_probs_of(state.frozen))
             log_probs = log_probs_of(params)
             rewards = beta * implicit_reward(log_probs, ref_log_probs, mask)
             mean, further = judged(
@@ -98,7 +103,9 @@ def direct(
                 terms["supervised"] = Term(supervised_weight, token_mean(losses, text))
             return terms, further
 
-        gradient, metrics = gradients(objective, state.params, axis_name)
+        gradient, metrics = gradients(
+            objective, state.params, axis_name, batch=batch, accumulate=accumulate
+        )
         params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
         return advance(state, metrics, params=params, opt_state=opt_state)
 

@@ -20,6 +20,7 @@ def supervised(
     *,
     loss: Callable[..., jax.Array] = cross_entropy,
     aggregation: Aggregation = token_mean,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Maximum likelihood of the responses (of all tokens, where all are marked as response).
@@ -32,6 +33,9 @@ def supervised(
         loss: ``(log_probs[B, T], mask[B, T]) -> loss[B, T]``; for rated text with a third argument,
             the ratings: ``losses.filtered``, ``losses.unlikelihood``, ``losses.reward_weighted``.
         aggregation: how token losses become one number.
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. The loss must be one of
+            each row by itself.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -44,15 +48,18 @@ def supervised(
         return new_state(params, optimizer, key)
 
     def step(state: TrainState, batch: Sequences | Rated) -> tuple[TrainState, Metrics]:
-        text, *ratings = (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
-        checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
-
-        def objective(params):
+        def objective(params, batch):
+            text, *ratings = (
+                (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
+            )
+            checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
             log_probs = token_log_probs(logits_fn(params, text.tokens, text.mask), text.tokens)
             losses = loss(log_probs, text.response_mask, *ratings)
             return {"loss": Term(1.0, aggregation(losses, text.response_mask))}, {}
 
-        gradient, metrics = gradients(objective, state.params, axis_name)
+        gradient, metrics = gradients(
+            objective, state.params, axis_name, batch=batch, accumulate=accumulate
+        )
         params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
         return advance(state, metrics, params=params, opt_state=opt_state)
 

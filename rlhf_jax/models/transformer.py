@@ -24,6 +24,13 @@ from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
 
 __all__ = ["KVCache", "LanguageModel", "Transformer", "TransformerConfig", "language_model"]
 
+_REMAT_POLICIES = (
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+    "everything_saveable",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
@@ -41,7 +48,9 @@ class TransformerConfig:
         rope_theta: base of the rotary frequencies.
         norm_epsilon: of the RMSNorms.
         tie_embeddings: whether the unembedding is the transposed embedding.
-        remat: whether the backward pass recomputes each block instead of keeping its activations.
+        remat: whether the backward pass recomputes each block instead of keeping its activations;
+            or what of them it keeps, the name of a policy of ``jax.checkpoint_policies``:
+            ``"dots_with_no_batch_dims_saveable"``, for one, keeps the dense layers' products.
         param_dtype: of the parameters.
         dtype: of the computation; attention weights and normalisation are float32 regardless.
         logits_dtype: of the logits.
@@ -58,7 +67,7 @@ class TransformerConfig:
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
-    remat: bool = False
+    remat: bool | str = False
     param_dtype: jnp.dtype = jnp.float32
     dtype: jnp.dtype = jnp.float32
     logits_dtype: jnp.dtype = jnp.float32
@@ -75,6 +84,10 @@ class TransformerConfig:
             )
         if self.resolved_head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary positions: {self.head_dim}")
+
+        if not isinstance(self.remat, bool) and self.remat not in _REMAT_POLICIES:
+            known = ", ".join(_REMAT_POLICIES)
+            raise ValueError(f"remat must be True, False or one of {known}, not {self.remat!r}")
 
     @property
     def resolved_head_dim(self) -> int:
@@ -212,7 +225,8 @@ class Transformer(nn.Module):
                 (config.hidden_size, config.vocab_size),
                 config.param_dtype,
             )
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        policy = getattr(jax.checkpoint_policies, str(config.remat), None)  # None keeps nothing
+        block = nn.remat(Block, prevent_cse=False, policy=policy) if config.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0},
