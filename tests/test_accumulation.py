@@ -21,7 +21,7 @@ def cases():
     """name: (from accumulate to an algorithm, parameters, batch)."""
     bigram, bag = toys.bigram_params(), toys.bag_params()
     logits, sample = toys.bigram_logits, toys.sample_fn()
-    policy_gradient = (logits, sample, toys.bag_reward, SGD)
+    policy_gradient = (logits, sample, lambda _, answers: toys.bag_reward(bag, answers), SGD)
     return {
         "supervised": (
             lambda n: algorithms.supervised(logits, SGD, aggregation=sequence_mean, accumulate=n),

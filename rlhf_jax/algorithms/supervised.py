@@ -34,8 +34,7 @@ def supervised(
             the ratings: ``losses.filtered``, ``losses.unlikelihood``, ``losses.reward_weighted``.
         aggregation: how token losses become one number.
         accumulate: into how many parts the batch is cut for the gradient, one after the other: less
-            memory, and to rounding the same step. The loss must be one of
-            each row by itself.
+            memory, and to rounding the same step. The loss must be of each row by itself.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
