@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 __all__ = [
     "ActorCritic",
@@ -165,7 +164,7 @@ class Ranked:
 
 @flax.struct.dataclass
 class FactoredLogits:
-    """Logits that have not been multiplied out: ``logits = capped(hidden @ unembedding)``.
+    """Logits that have not been multiplied out: ``hidden @ unembedding``, soft-capped if asked.
 
     A ``LogitsFn`` may return this instead of an array. ``sequences.token_log_probs`` then walks
     over the vocabulary in blocks and never holds a ``[B, T, V]`` array.
@@ -179,12 +178,6 @@ class FactoredLogits:
     hidden: jax.Array
     unembedding: jax.Array
     softcap: float | None = flax.struct.field(pytree_node=False, default=None)
-
-    def capped(self, products: jax.Array) -> jax.Array:
-        """The logits of products of ``hidden`` and ``unembedding``; of some in float32."""
-        if self.softcap is None:
-            return products
-        return self.softcap * jnp.tanh(products.astype(jnp.float32) / self.softcap)
 
 
 class Shared(NamedTuple):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
-    {"types", "checks"},
+    {"types", "checks", "vocabulary"},
     {"sequences", "feedback", "distributions", "assets", "configuration", "trees"},
     {
         "losses",

@@ -6,7 +6,7 @@ import optax
 
 from rlhf_jax import trees
 from rlhf_jax.algorithms.common import Term, descended, new_state
-from rlhf_jax.algorithms.feedback import Feedback, imitated, judged, lined_up
+from rlhf_jax.algorithms.feedback import Feedback, check_separable, imitated, judged, lined_up
 from rlhf_jax.algorithms.partial import (
     frozen_reference,
     read_trunk,
@@ -45,6 +45,7 @@ def direct(
     reference_free: bool = False,
     trainable: trees.Patterns | None = None,
     trunk_fn: TrunkFn | None = None,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""A loss of human feedback on the policy's implicit rewards.
@@ -72,6 +73,9 @@ def direct(
         trunk_fn: the lower layers, ``(params, tokens, mask) -> hidden``, of which nothing may
             train. They are run once a batch, for policy and reference; ``logits_fn``
             is then of the others, ``(params, hidden, mask) -> logits``.
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. Not with
+            ``Rated.unrelated``.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -93,22 +97,23 @@ def direct(
         return new_state(params, optimizer, key, frozen=frozen, trainable=trainable)
 
     def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
-        rows, valid = lined_up(batch)
-        mask, read = rows.response_mask, rows.tokens
-        if trunk_fn is not None:
-            parts = split_trainable(state.params, trainable)
-            read = read_trunk(trunk_fn, *parts, rows.tokens, rows.mask)
+        check_separable(batch, accumulate)
 
-        def log_probs_of(params):
-            return token_log_probs(logits_fn(params, read, rows.mask), rows.tokens)
+        def objective(params, batch):
+            rows, valid = lined_up(batch)
+            mask, read = rows.response_mask, rows.tokens
+            if trunk_fn is not None:
+                parts = split_trainable(params, trainable)
+                read = read_trunk(trunk_fn, *parts, rows.tokens, rows.mask)
 
-        if reference_free:
-            ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
-        else:
-            reference = whole_reference(state.frozen, state.params)
-            ref_log_probs = jax.lax.stop_gradient(log_probs_of(reference))
+            def log_probs_of(params):
+                return token_log_probs(logits_fn(params, read, rows.mask), rows.tokens)
 
-        def objective(params):
+            if reference_free:
+                ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
+            else:
+                reference = whole_reference(state.frozen, state.params)
+                ref_log_probs = jax.lax.stop_gradient(log_probs_of(reference))
             log_probs = log_probs_of(params)
             rewards = beta * implicit_reward(log_probs, ref_log_probs, mask)
             mean, further = judged(
@@ -121,6 +126,14 @@ def direct(
                 terms["supervised"] = Term(supervised_weight, token_mean(losses, text))
             return terms, further
 
-        return descended(objective, optimizer, state, axis_name=axis_name, trainable=trainable)
+        return descended(
+            objective,
+            optimizer,
+            state,
+            axis_name=axis_name,
+            trainable=trainable,
+            batch=batch,
+            accumulate=accumulate,
+        )
 
     return Algorithm(init, step)

@@ -99,6 +99,7 @@ def policy_gradient(
     aggregation: Aggregation = token_mean,
     epochs: int = 1,
     minibatches: int = 1,
+    accumulate: int = 1,
     temperature: float = 1.0,
     watch: Callable[[Params, Sequences], dict[str, jax.Array]] | None = None,
     trainable: trees.Patterns | None = None,
@@ -147,6 +148,8 @@ def policy_gradient(
         epochs: how often each sample is learnt from.
         minibatches: into how many updates an epoch is cut. The sequences are assigned to them at
             random within blocks of that many neighbours, the same on any number of devices.
+        accumulate: into how many parts each minibatch is cut for the gradient, one after the
+            other: less memory, and to rounding the same step.
         temperature: the one that ``sample_fn`` samples with.
         watch: ``(frozen.watched, sequences) -> {name: values[B]}``, further metrics of the samples,
             such as the score of a judge that the policy is not trained on. A scalar, such as a
@@ -327,7 +330,7 @@ def policy_gradient(
         """One optimiser step on one minibatch."""
         trained, opt_state = carry
 
-        def objective(trained):
+        def objective(trained, batch):
             params = trees.join(trained, rest)
             logits = logits_fn(policy_of(params), batch.read, batch.mask)
             if entropy_weight:
@@ -352,7 +355,9 @@ def policy_gradient(
             moved = jax.lax.stop_gradient(log_probs - batch.old_log_probs)
             return terms, {"update_kl": token_mean(jnp.expm1(moved) - moved, mask)}
 
-        gradient, metrics = gradients(objective, trained, axis_name)
+        gradient, metrics = gradients(
+            objective, trained, axis_name, batch=batch, accumulate=accumulate
+        )
         return updated(optimizer, gradient, trained, opt_state), metrics
 
     def step(state: TrainState, batch: Prompts) -> tuple[TrainState, Metrics]:

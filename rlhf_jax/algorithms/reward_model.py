@@ -14,7 +14,7 @@ from rlhf_jax.algorithms.common import (
     row_keys,
     rows_mean,
 )
-from rlhf_jax.algorithms.feedback import Feedback, judged, lined_up
+from rlhf_jax.algorithms.feedback import Feedback, check_separable, judged, lined_up, sides
 from rlhf_jax.losses import bradley_terry
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import (
@@ -43,6 +43,7 @@ def reward_model(
     centering: float = 0.0,
     token_dropout: float = 0.0,
     trainable: trees.Patterns | None = None,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Fits a score to human feedback.
@@ -70,6 +71,9 @@ def reward_model(
         trainable: what of the parameters trains: patterns of their paths, such as
             ``"head/*"``, or a predicate of the path (``trees``). The rest has neither
             gradient nor optimiser state. By default all.
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. Not with
+            ``Rated.unrelated``.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -91,17 +95,23 @@ def reward_model(
         return new_state(params, optimizer, key, trainable=trainable)
 
     def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
-        rows, valid = lined_up(batch)
-        mask, judgements = rows.mask, valid.size
+        check_separable(batch, accumulate)
+        keys = ()
         if token_dropout:
             key = jax.random.fold_in(state.key, state.step)
-            sides = mask.shape[0] // judgements
-            keys = row_keys(key, judgements, axis_name)
-            keys = jax.vmap(lambda k: jax.random.split(k, sides), out_axes=1)(keys).reshape(-1)
-            keep = jax.vmap(lambda k, row: jax.random.bernoulli(k, 1 - token_dropout, row.shape))
-            mask &= keep(keys, mask)
+            keys = row_keys(key, sides(batch)[0].mask.shape[0], axis_name)
 
-        def objective(params):
+        def objective(params, given):
+            batch, keys = given
+            rows, valid = lined_up(batch)
+            mask, judgements = rows.mask, valid.size
+            if token_dropout:
+                count = mask.shape[0] // judgements
+                keys = jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys).reshape(-1)
+                keep = jax.vmap(
+                    lambda k, row: jax.random.bernoulli(k, 1 - token_dropout, row.shape)
+                )
+                mask &= keep(keys, mask)
             scores = score_fn(params, rows.tokens, mask)
             scores = scores.reshape(-1, judgements, *scores.shape[1:])
             if personal is not None:
@@ -124,6 +134,14 @@ def reward_model(
                 terms["regulariser"] = Term(1.0, Mean(regulariser(params), jnp.float32(1)))
             return terms, further
 
-        return descended(objective, optimizer, state, axis_name=axis_name, trainable=trainable)
+        return descended(
+            objective,
+            optimizer,
+            state,
+            axis_name=axis_name,
+            trainable=trainable,
+            batch=(batch, keys),
+            accumulate=accumulate,
+        )
 
     return Algorithm(init, step)

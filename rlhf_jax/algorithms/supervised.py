@@ -21,6 +21,7 @@ def supervised(
     loss: Callable[..., jax.Array] = cross_entropy,
     aggregation: Aggregation = token_mean,
     trainable: trees.Patterns | None = None,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Maximum likelihood of the responses (of all tokens, where all are marked as response).
@@ -36,6 +37,8 @@ def supervised(
         trainable: what of the parameters trains: patterns of their paths, such as
             ``"layers/*/lora_*"``, or a predicate of the path (``trees``). The rest has neither
             gradient nor optimiser state. By default all.
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. The loss must be of each row by itself.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -48,14 +51,23 @@ def supervised(
         return new_state(params, optimizer, key, trainable=trainable)
 
     def step(state: TrainState, batch: Sequences | Rated) -> tuple[TrainState, Metrics]:
-        text, *ratings = (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
-        checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
-
-        def objective(params):
+        def objective(params, batch):
+            text, *ratings = (
+                (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
+            )
+            checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
             log_probs = token_log_probs(logits_fn(params, text.tokens, text.mask), text.tokens)
             losses = loss(log_probs, text.response_mask, *ratings)
             return {"loss": Term(1.0, aggregation(losses, text.response_mask))}, {}
 
-        return descended(objective, optimizer, state, axis_name=axis_name, trainable=trainable)
+        return descended(
+            objective,
+            optimizer,
+            state,
+            axis_name=axis_name,
+            trainable=trainable,
+            batch=batch,
+            accumulate=accumulate,
+        )
 
     return Algorithm(init, step)

@@ -6,10 +6,17 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.attention import RopeScaling
 
-__all__ = ["ACTIVATIONS", "NORMS", "TransformerConfig"]
+__all__ = ["ACTIVATIONS", "NORMS", "REMAT_POLICIES", "TransformerConfig"]
 
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 NORMS = ("rms", "rms_from_one", "layer")
+# Of jax.checkpoint_policies: what the backward pass need not compute again.
+REMAT_POLICIES = (
+    "nothing_saveable",
+    "dots_saveable",
+    "dots_with_no_batch_dims_saveable",
+    "everything_saveable",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +35,9 @@ class TransformerConfig:
         rope_theta: base of the rotary frequencies.
         norm_epsilon: of the norms.
         tie_embeddings: whether the unembedding is the transposed embedding.
-        remat: whether the backward pass recomputes each block instead of keeping its activations.
+        remat: whether the backward pass recomputes each block instead of keeping its activations;
+            or what of them it keeps, the name of a policy of ``jax.checkpoint_policies``:
+            ``"dots_with_no_batch_dims_saveable"``, for one, keeps the dense layers' products.
         param_dtype: of the parameters.
         dtype: of the computation; attention weights and normalisation are float32 regardless.
         logits_dtype: of the logits.
@@ -67,7 +76,7 @@ class TransformerConfig:
     rope_theta: float = 10_000.0
     norm_epsilon: float = 1e-5
     tie_embeddings: bool = True
-    remat: bool = False
+    remat: bool | str = False
     param_dtype: jnp.dtype = jnp.float32
     dtype: jnp.dtype = jnp.float32
     logits_dtype: jnp.dtype = jnp.float32
@@ -120,6 +129,9 @@ class TransformerConfig:
             )
         if self.local_rope_theta and self.rope_scaling and self.rope_scaling.kind == "yarn":
             raise ValueError("rope_scaling by yarn in some layers only (local_rope_theta)")
+        if not isinstance(self.remat, bool) and self.remat not in REMAT_POLICIES:
+            known = ", ".join(REMAT_POLICIES)
+            raise ValueError(f"remat must be True, False or one of {known}, not {self.remat!r}")
         if not 0 <= self.num_top_layers <= self.num_layers:
             raise ValueError(
                 f"num_top_layers must be from 0 to num_layers ({self.num_layers}), not "

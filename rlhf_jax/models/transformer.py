@@ -29,6 +29,7 @@ from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
 from rlhf_jax.sequences import positions
 from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
+from rlhf_jax.vocabulary import logits_of
 
 __all__ = [
     "KVCache",
@@ -221,7 +222,9 @@ class Transformer(nn.Module):
 
     def stack(self, count: int) -> nn.Module:
         """So many layers, scanned."""
-        block = nn.remat(Block, prevent_cse=False) if self.config.remat else Block
+        remat = self.config.remat
+        policy = getattr(jax.checkpoint_policies, str(remat), None)  # None keeps nothing
+        block = nn.remat(Block, prevent_cse=False, policy=policy) if remat else Block
         return nn.scan(
             block,
             variable_axes={"params": 0},
@@ -347,7 +350,7 @@ def language_model(config: TransformerConfig) -> LanguageModel:
 
     def multiplied_out(logits: FactoredLogits) -> jax.Array:
         products = logits.hidden @ logits.unembedding.astype(config.dtype)
-        return logits.capped(products).astype(config.logits_dtype)
+        return logits_of(products, 1.0, logits.softcap).astype(config.logits_dtype)
 
     def logits_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         return multiplied_out(factored_logits_fn(params, tokens, mask))
