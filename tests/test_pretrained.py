@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from rlhf_jax import assets, pretrained
 from rlhf_jax.checkpoint import digest
 from rlhf_jax.data import tokenise_prompts
-from rlhf_jax.models import TransformerConfig, language_model
+from rlhf_jax.models import TransformerConfig, language_model, split_layers
 from rlhf_jax.parallel import data_mesh
 from rlhf_jax.pretrained import architectures, saving, shelf
 from rlhf_jax.pretrained.gguf import read_gguf
@@ -173,6 +173,23 @@ def test_what_old_files_have_besides_is_not_missed(saved):
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     safetensors.numpy.save_file(tensors, saved / "model.safetensors")
     assert "unembed" not in pretrained.load(saved).params
+
+
+GOLDEN = json.loads((Path(__file__).parent / "goldens/transformers_logits.json").read_text())
+
+
+@pytest.mark.parametrize("kind", list(GOLDEN["models"]))
+def test_every_architecture_and_either_layout_of_layers(tmp_path, kind):
+    config = architectures.config_from(GOLDEN["models"][kind]["config"])
+    apart = dataclasses.replace(config, num_top_layers=1)
+    params = make_params(apart)
+    pretrained.save(tmp_path / "m", params, apart)
+    loaded = pretrained.load(tmp_path / "m")
+    assert dataclasses.replace(loaded.config, head_dim=config.head_dim) == config
+    assert digest(split_layers(loaded.params, 1)) == digest(params)
+    found = safetensors.numpy.load_file(tmp_path / "m" / "model.safetensors")
+    shapes = {name: list(array.shape) for name, array in found.items()}
+    assert shapes == GOLDEN["models"][kind]["shapes"]
 
 
 # Tokenizers
