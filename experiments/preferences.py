@@ -129,13 +129,12 @@ def split(rows: list[dict], share: float) -> tuple[list[dict], list[dict]]:
 
 def in_batches(function: Callable[[Batch], jax.Array], rows: Batch, size: int) -> np.ndarray:
     """A compiled function of batches, of all rows: the last batch is filled up, and cut again."""
+    rows = jax.tree.map(np.asarray, rows)
     count, parts = len(jax.tree.leaves(rows)[0]), []
     for start in range(0, count, size):
         index = np.minimum(np.arange(start, start + size), count - 1)
-        parts.append(
-            np.asarray(function(jax.tree.map(partial(np.take, indices=index, axis=0), rows)))
-        )
-    return np.concatenate(parts)[:count]
+        parts.append(function(jax.tree.map(partial(np.take, indices=index, axis=0), rows)))
+    return np.concatenate(jax.device_get(parts))[:count]
 
 
 def sides(pairs: Preferences) -> tuple[Sequences, Sequences]:

@@ -34,7 +34,7 @@ def pairs(tmp_path_factory):
 def tiny(script, pairs, folder, **settings):
     sizes = {"sft_steps": 2, "reward_steps": 2, "steps": 2, "batch": 4, "prompts": 4}
     sizes |= {"max_length": 16, "new_tokens": 3, "width": 8, "layers": 1, "vocabulary": 280}
-    return script.Config(pairs, run_dir=folder, evaluated=4, **(sizes | settings))
+    return script.Config(pairs, run_dir=folder, **(sizes | {"evaluated": 4} | settings))
 
 
 def run(script, config):
@@ -67,14 +67,15 @@ def test_every_kind_of_method(script, pairs, tmp_path, method):
 
 @pytest.mark.slow
 def test_it_learns_what_is_preferred_and_a_mesh_changes_nothing(script, pairs, tmp_path):
-    settings = {"sft_steps": 20, "reward_steps": 40, "steps": 20, "width": 32, "method": "rloo"}
-    settings |= {"sft_rate": 3e-3, "reward_rate": 3e-3, "rate": 3e-3, "prompts": 8}
+    settings = {"sft_steps": 40, "reward_steps": 40, "steps": 150, "width": 32, "method": "rloo"}
+    settings |= {"sft_rate": 3e-3, "reward_rate": 3e-3, "rate": 1e-2, "prompts": 8}
+    settings |= {"held_out": 0.4, "evaluated": 16}
     whole = run(script, tiny(script, pairs, tmp_path / "one", **settings))
     assert whole["reward_accuracy"]["estimate"] > 0.9
-    assert whole["reward_gain_sd"]["estimate"] > 0
+    assert whole["reward_gain_sd"]["low"] > 0
     mesh = run(script, tiny(script, pairs, tmp_path / "mesh", **settings, devices=4))
     for name in ("reward_gain_sd", "sequence_kl_nats"):
-        assert mesh[name]["estimate"] == pytest.approx(whole[name]["estimate"], abs=0.05)
+        assert mesh[name]["estimate"] == pytest.approx(whole[name]["estimate"], abs=0.1)
 
 
 @pytest.mark.parametrize(
