@@ -289,6 +289,12 @@ def test_a_choice_has_all_its_spellings():
     assert float(odds[0]) == pytest.approx(math.log(3)) and float(mass[0]) == pytest.approx(0.8)
     factored = FactoredLogits(jnp.ones([1, 1, 1]), logits[0])
     np.testing.assert_allclose(choice_log_odds(factored, mask, first, second)[0], odds, atol=1e-6)
+    capped = 0.5 * jnp.tanh(logits / 0.5)
+    np.testing.assert_allclose(
+        choice_log_odds(factored.replace(softcap=0.5), mask, first, second)[0],
+        choice_log_odds(capped, mask, first, second)[0],
+        atol=1e-6,
+    )
     with pytest.raises(ValueError, match="token 7 is beyond the model's vocabulary of 6"):
         choice_log_odds(logits, mask, first, [7])
     with pytest.raises(ValueError, match="token 66 is beyond the model's vocabulary of 66"):

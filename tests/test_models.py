@@ -148,6 +148,64 @@ def test_reading_through_the_cache_in_pieces_equals_reading_at_once():
     assert cache.length == 6
 
 
+def test_top_layers_apart_are_the_same_model():
+    whole, params, logits_fn = language_model(CONFIG)
+    model = models.language_model(dataclasses.replace(CONFIG, num_top_layers=1))
+    split = models.split_layers(params, 1)
+    chex.assert_trees_all_equal(models.join_layers(split), params)
+    chex.assert_trees_all_equal(
+        model.init(jax.random.key(0)), models.split_layers(whole.init(jax.random.key(0)), 1)
+    )
+    mask = ALL.copy()
+    mask[0, :2] = False
+
+    @jax.jit
+    def apart(below, split):
+        hidden = model.trunk_fn(below, TOKENS, mask)
+        logits = model.top_fn(split, hidden, mask)
+        return hidden, logits.hidden @ logits.unembedding
+
+    below = {name: split[name] for name in ("embed", "layers")}  # the trunk needs no more
+    hidden, logits = apart(below, split)
+    assert hidden.shape == (2, 6, 16)
+    np.testing.assert_allclose(logits, logits_fn(params, TOKENS, mask), atol=1e-5)
+    nothing_below = models.split_layers(params, 3)
+    assert "layers" not in nothing_below
+    chex.assert_trees_all_equal(models.join_layers(nothing_below), params)
+    with pytest.raises(ValueError, match="layers and no top_layers, not"):
+        models.split_layers(split, 1)
+    with pytest.raises(ValueError, match="top must be from 0 to 3, the number of layers, not 4"):
+        models.split_layers(params, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": "batch"}, "norm must be one of rms, rms_from_one, layer, not 'batch'"),
+        ({"activation": "tanh"}, "activation must be one of silu, gelu, gelu_tanh, relu, not"),
+        ({"sliding_window": 0}, "sliding_window must be above 0, or None, not 0"),
+        ({"sliding_layers": (True,) * 3}, "need a sliding_window"),
+        ({"sliding_window": 2, "sliding_layers": (True,)}, "of each of the 3 layers, not of 1"),
+        ({"num_top_layers": 4}, r"from 0 to num_layers \(3\), not 4"),
+    ],
+)
+def test_impossible_settings_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(CONFIG, **change)
+
+
+def test_impossible_rope_scalings_are_refused():
+    with pytest.raises(ValueError, match="kind must be one of linear, llama3, yarn, not 'ntk'"):
+        models.RopeScaling("ntk", 2.0)
+    with pytest.raises(ValueError, match="original_length must be at least 1, not None"):
+        models.RopeScaling("yarn", 2.0)
+    with pytest.raises(ValueError, match=r"slow \(1.0\) must be above 0 and below fast \(1.0\)"):
+        models.RopeScaling("llama3", 2.0, 8, fast=1.0)
+    yarn = models.RopeScaling("yarn", 2.0, 8)
+    with pytest.raises(ValueError, match="by yarn in some layers only"):
+        dataclasses.replace(CONFIG, sliding_window=3, local_rope_theta=9.0, rope_scaling=yarn)
+
+
 def test_rematerialisation_changes_no_gradient():
     def gradient(remat):
         model = models.language_model(dataclasses.replace(CONFIG, remat=remat))

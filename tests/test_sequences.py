@@ -103,6 +103,29 @@ def test_from_a_column_on_and_nothing_before(case):
             sequences.token_log_probs(factored, tokens, **wrong)
 
 
+@pytest.mark.parametrize("block_size", [16, 64])
+def test_logits_with_a_soft_cap(case, block_size):
+    factored, tokens = case
+
+    def value(logits):
+        log_probs, entropies = sequences.log_probs_and_entropies(
+            logits, tokens, temperature=0.7, block_size=block_size
+        )
+        return (log_probs + 0.3 * entropies)[:, 1:].sum()
+
+    def capped(hidden):
+        return value(2.5 * jnp.tanh(hidden @ factored.unembedding / 2.5))
+
+    def through_factors(hidden):
+        return value(factored.replace(hidden=hidden, softcap=2.5))
+
+    expected = jax.value_and_grad(capped)(factored.hidden)
+    actual = jax.value_and_grad(through_factors)(factored.hidden)
+    np.testing.assert_allclose(actual[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(actual[1], expected[1], atol=1e-4)
+    assert abs(expected[0] - value(factored)) > 1
+
+
 def test_blocks_keep_no_array_as_wide_as_the_vocabulary():
     factored = FactoredLogits(jnp.ones([2, 64, 8]), jnp.ones([8, 4096]))
     tokens = jnp.zeros([2, 64], jnp.int32)

@@ -6,6 +6,7 @@ make_transformers_logits.py``. The tests only read the JSON. Weights are made of
 different sizes, tokens are padded on the left, and texts are longer than the windows.
 """
 
+import copy
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -71,7 +72,7 @@ PADDING, LENGTH = 4, 24
 
 def logits(published, tokens, mask):
     """What transformers makes of them, and the tensors that its model has."""
-    config = AutoConfig.for_model(**published)
+    config = AutoConfig.for_model(**copy.deepcopy(published))  # it writes into what it is given
     config._attn_implementation = "eager"
     model = AutoModelForCausalLM.from_config(config).float().eval()
     state = model.state_dict()
