@@ -1,4 +1,9 @@
-"""Algorithms: pairs of pure functions ``init`` and ``step``, composed of losses."""
+"""Algorithms: pairs of pure functions ``init`` and ``step``, composed of losses.
+
+Memory: ``accumulate=`` reads a batch in parts. ``optax.adam(..., mu_dtype=jnp.bfloat16)`` halves the
+first moment; the second must stay float32, since a step changes it by a thousandth and bfloat16
+rounds anything below a four-hundredth away. ``optax.adafactor`` keeps two vectors in its place.
+"""
 
 from rlhf_jax.algorithms import presets
 from rlhf_jax.algorithms.direct import direct
