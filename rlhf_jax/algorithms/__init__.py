@@ -1,8 +1,8 @@
 """Algorithms: pairs of pure functions ``init`` and ``step``, composed of losses.
 
-Memory: ``accumulate=`` reads a batch in parts. ``optax.adam(..., mu_dtype=jnp.bfloat16)`` halves the
-first moment; the second must stay float32, since a step changes it by a thousandth and bfloat16
-rounds anything below a four-hundredth away. ``optax.adafactor`` keeps two vectors in its place.
+Memory: ``accumulate=`` reads a batch in parts. ``optax.adam(..., mu_dtype=jnp.bfloat16)`` halves
+Adam's first moment. The second must stay float32: a step changes it by about a thousandth, which
+bfloat16 rounds away. ``optax.adafactor`` keeps a row and a column of it instead.
 """
 
 from rlhf_jax.algorithms import presets
