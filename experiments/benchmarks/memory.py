@@ -2,7 +2,7 @@
 
 Each variant changes one thing and is compiled and run in a process of its own: what the compiler
 plans, the process's peak, and the time of a step. Random weights: the figures are of shapes.
-About 15 minutes on two cores. Writes runs/memory/.
+Writes runs/memory/.
 """
 
 import dataclasses

@@ -1,4 +1,9 @@
-"""Algorithms: pairs of pure functions ``init`` and ``step``, composed of losses."""
+"""Algorithms: pairs of pure functions ``init`` and ``step``, composed of losses.
+
+Memory: ``accumulate=`` reads a batch in parts. ``optax.adam(..., mu_dtype=jnp.bfloat16)`` halves
+Adam's first moment. The second must stay float32: a step changes it by about a thousandth, which
+bfloat16 rounds away. ``optax.adafactor`` keeps a row and a column of it instead.
+"""
 
 from rlhf_jax.algorithms import presets
 from rlhf_jax.algorithms.direct import direct
