@@ -206,15 +206,6 @@ def test_impossible_rope_scalings_are_refused():
         dataclasses.replace(CONFIG, sliding_window=3, local_rope_theta=9.0, rope_scaling=yarn)
 
 
-def test_rematerialisation_changes_no_gradient():
-    def gradient(remat):
-        model = models.language_model(dataclasses.replace(CONFIG, remat=remat))
-        params = shaken(model)
-        return jax.grad(lambda p: jnp.square(model.logits_fn(p, TOKENS, ALL)).mean())(params)
-
-    chex.assert_trees_all_close(gradient(False), gradient(True), atol=1e-4, rtol=1e-4)
-
-
 def test_dtype_policy():
     config = dataclasses.replace(
         CONFIG, param_dtype=jnp.bfloat16, dtype=jnp.bfloat16, logits_dtype=jnp.float32

@@ -74,6 +74,7 @@ def test_it_writes_what_it_promises(whole, capsys):
     assert not list(folder.rglob("*pretrain*")), "the language model belongs into the cache"
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_ends_with_the_same_bytes(quickstart, whole, tmp_path):
     folder, expected = whole
     quickstart(tmp_path / "run", iterations=2)

@@ -54,24 +54,6 @@ def test_blocks_of_the_vocabulary_change_nothing(case, size, block_size):
         chex.assert_trees_all_close(gradient, expected_gradient, atol=2e-4, rtol=1e-5)
 
 
-def test_capped_logits_go_through_the_blocks(case):
-    factored, tokens = case
-    hidden, targets = factored.hidden.reshape(-1, 8), tokens.reshape(-1)
-
-    @partial(jax.grad, argnums=(0, 1))
-    def gradient(hidden, unembedding, block_size):
-        if block_size is None:
-            capped = 5 * jnp.tanh(hidden @ unembedding / 5) / 0.7
-            log_probs = jax.nn.log_softmax(capped)[jnp.arange(10), targets]
-        else:
-            settings = {"temperature": 0.7, "softcap": 5.0, "block_size": block_size}
-            log_probs, _ = vocabulary.blockwise(hidden, unembedding, targets, **settings)
-        return jnp.sum(jnp.sin(log_probs))
-
-    expected, actual = (gradient(hidden, factored.unembedding, size) for size in (None, 8))
-    chex.assert_trees_all_close(actual, expected, atol=1e-5)
-
-
 def test_halves_are_multiplied_with_float32_sums(case):
     factored, tokens = case
     halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), factored)
