@@ -42,8 +42,9 @@ from rlhf_jax.types import (
 
 _log = logging.getLogger("sentiment")
 
-# What stands before every text, so that the model knows what it is reading; and what is asked
-# behind it. No policy writes the question: the reward is read off what the frozen layers make of it.
+# What stands before every text, so that the model knows what it is reading, and what is asked
+# behind it. No policy writes the question: the reward is read off what the frozen layers make
+# of its last word.
 LEAD, QUESTION = "Movie review:", " Overall, the movie was"
 OPENING, TEXT_LENGTH = 4, 56  # tokens
 BEST_OF, DPO_BETA = 16, 0.1
@@ -54,8 +55,8 @@ DISCLOSED = {
     "evaluators": "Raters screened and trained by the data's authors; who they were is unknown.",
     "examples": "Sentences of film reviews that people wrote; none came from the policy.",
     "feedback_type": "Which of two is more positive, from one rating of each; ties left out.",
-    "reward_loss": "Bradley-Terry with L2, linear in frozen features of the language model; raters' "
-    "disagreement is taken for noise.",
+    "reward_loss": "Bradley-Terry with L2, linear in frozen features of the language model; "
+    "raters' disagreement is taken for noise.",
 }
 
 
@@ -63,11 +64,12 @@ DISCLOSED = {
 class Sizes:
     """How much of everything."""
 
-    snippets: int = 4000  # that the reward model learns from
+    snippets: int = 3000  # that the reward model learns from
     tests: int = 1000
     comparisons: int = 400_000
     proxy_steps: int = 600
-    gold_steps: int = 400
+    gold_steps: int = 300
+    batch: int = 1024  # comparisons
     prompts: int = 32  # an iteration
     samples: int = 4  # a prompt
     new_tokens: int = 16
@@ -116,7 +118,9 @@ class Fitting(NamedTuple):
     steps: int
     rate: float
     decay: float
+    trainable: tuple[str, ...]
     seed: int
+    dropout: float = 0.0
 
 
 class Layout(NamedTuple):
@@ -165,20 +169,11 @@ class Layout(NamedTuple):
 
         return answers
 
-    def features(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-        """What the reward is linear in, ``float32[B, 4 D]``: of the text and of the question."""
-        hidden = hidden.astype(jnp.float32)
-        hidden *= jax.lax.rsqrt(jnp.mean(jnp.square(hidden), axis=-1, keepdims=True) + 1e-5)
-        text, there, question = self.text(hidden), self.text(mask), hidden[:, -len(self.question) :]
-        last = rj.sequences.last_token(there)
-        parts = [
-            jnp.sum(jnp.where(there[..., None], text, 0), axis=1)
-            / jnp.maximum(there.sum(axis=1, keepdims=True), 1),
-            jnp.sum(jnp.where(last[..., None], text, 0), axis=1),
-            question.mean(axis=1),
-            question[:, -1],
-        ]
-        return jnp.concatenate(parts, axis=1)
+
+def last_features(hidden: jax.Array) -> jax.Array:
+    """What the reward is linear in, ``float32[B, D]``: the last column, to a length of one."""
+    last = hidden[:, -1].astype(jnp.float32)
+    return last * jax.lax.rsqrt(jnp.mean(jnp.square(last), axis=-1, keepdims=True) + 1e-5)
 
 
 def features_of(texts: list[list[int]], layout: Layout, read: Callable, made_of: str) -> np.ndarray:
@@ -222,20 +217,15 @@ class Judges(NamedTuple):
     gold: Standardised
 
 
-def fit_judge(run: rj.runs.Run, name: str, score_fn, params: Params, sides, how: Fitting):
-    """Bradley-Terry on comparisons of rows by their number; what trains is ``head``."""
+def fit_judge(run: rj.runs.Run, name: str, score_fn, params: Params, batches, how: Fitting):
+    """The whole of step 2 for one judge; what trains is ``how.trainable``."""
     rate = optax.cosine_decay_schedule(how.rate, how.steps)
     optimizer = optax.chain(optax.add_decayed_weights(how.decay), optax.adam(rate, b2=0.99))
-    algorithm = rj.algorithms.reward_model(score_fn, optimizer, trainable=("head/*",))
-    picked = rj.data.epochs(sides, 1024, seed=how.seed)
-
-    def batches(step: int) -> Preferences:
-        there = np.ones((1024, 1), bool)
-        return Preferences(*(Sequences(rows[:, None], there, there) for rows in picked(step)))
-
+    settings = {"trainable": how.trainable, "token_dropout": how.dropout}
+    algorithm = rj.algorithms.reward_model(score_fn, optimizer, **settings)
     state = partial(algorithm.init, params, jax.random.key(how.seed))
     shown = {"show": ["loss", "accuracy"], "keep": 1}
-    return run.fit(name, algorithm, state, batches, steps=how.steps, **shown).state.params["head"]
+    return run.fit(name, algorithm, state, batches, steps=how.steps, **shown).state.params
 
 
 def best_against_worst(
@@ -305,18 +295,22 @@ def main(config: Config) -> None:
     theirs = np.setdiff1d(theirs, ours)
     even = np.arange(ratings.ratings.shape[1]) % 2 == 0
 
-    def comparisons(items: np.ndarray, raters: np.ndarray, key: Key):
-        """Pairs of rows of ``items``, the preferred one first."""
+    def comparisons(items: np.ndarray, tokens: np.ndarray, mask: np.ndarray, raters, key: Key):
+        """Batches of pairs of ``items``, the preferred one first, from one rating of each."""
         human = rj.humans.real_raters(ratings.ratings[items], (ratings.rating_mask & raters)[items])
         keys = jax.random.split(key)
         pairs = Pairs(*jax.random.randint(keys[0], (2, sizes.comparisons), 0, len(items)))
-        return rj.feedback.decided(pairs, jax.jit(human)(keys[1], pairs))
+        sides = rj.feedback.decided(pairs, jax.jit(human)(keys[1], pairs))
+        picked = rj.data.epochs(sides, sizes.batch, seed=config.seed)
+        return lambda step: Preferences(
+            *(Sequences(tokens[i], mask[i], mask[i]) for i in picked(step))
+        )
 
     # The reward model is linear in features of the layers that are frozen: a policy step, which
     # runs these for the policy, has it for nothing.
     @jax.jit
     def read(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        return layout.features(model.trunk_fn(params, tokens, mask), mask)
+        return last_features(model.trunk_fn(params, tokens, mask))
 
     lower = {name: value for name, value in reference.items() if name != "top_layers"}
     made_of = rj.checkpoint.digest(lower)
@@ -327,13 +321,15 @@ def main(config: Config) -> None:
     mean, scale = table.mean(axis=0), (table.std(axis=0) + 1e-3) * table.shape[1] ** 0.5
     head = rj.models.linear_head(table.shape[1])
 
-    def rows_score(params: Params, rows: jax.Array, mask: jax.Array) -> jax.Array:
+    def table_score(params: Params, rows: jax.Array, mask: jax.Array) -> jax.Array:
         return head.apply(params["head"], params["table"][rows[:, 0]])
 
     start = {"table": (table - mean) / scale, "head": head.init(key)}
-    sides = comparisons(learnt, even, jax.random.fold_in(key, 1))
-    how = Fitting(sizes.proxy_steps, rate=0.05, decay=1e-4, seed=config.seed)
-    weights = fit_judge(run, "proxy", rows_score, start, sides, how)["kernel"][:, 0] / scale
+    rows = np.arange(len(learnt))[:, None]
+    pairs = comparisons(learnt, rows, rows >= 0, even, jax.random.fold_in(key, 1))
+    how = Fitting(sizes.proxy_steps, 0.05, 1e-4, ("head/*",), config.seed)
+    fitted = fit_judge(run, "proxy", table_score, start, pairs, how)
+    weights = fitted["head"]["kernel"][:, 0] / scale
 
     # The gold judge counts words, pairs and pieces of words. It watches, and trains nothing.
     size = loaded.config.vocab_size
@@ -345,18 +341,10 @@ def main(config: Config) -> None:
         rows = layout.rows([texts[i] for i in items], TEXT_LENGTH)
         return layout.text(rows[0]), layout.text(rows[1])
 
-    def words_score(params: Params, rows: jax.Array, mask: jax.Array) -> jax.Array:
-        rows = rows[:, 0]
-        joined = params["head"] | {"scale": params["scale"]}
-        return words.score_fn(joined, params["tokens"][rows], params["mask"][rows])
-
     tokens, mask = laid_out(theirs)
-    start = words.init(key, tokens, mask)
-    rarity = {"scale": start.pop("scale")}
-    start = {"head": start, "tokens": tokens, "mask": mask} | rarity
-    sides = comparisons(theirs, ~even, jax.random.fold_in(key, 2))
-    how = Fitting(sizes.gold_steps, rate=0.05, decay=1e-5, seed=config.seed)
-    counted = fit_judge(run, "gold", words_score, start, sides, how) | rarity
+    pairs = comparisons(theirs, tokens, mask, ~even, jax.random.fold_in(key, 2))
+    how = Fitting(sizes.gold_steps, 0.05, 3e-6, ("weight", "bias"), config.seed, dropout=0.3)
+    counted = fit_judge(run, "gold", words.score_fn, words.init(key, tokens, mask), pairs, how)
 
     # Generation, and what both judges make of it.
     newline = encode("\n")
@@ -364,8 +352,8 @@ def main(config: Config) -> None:
     generate = rj.sampling.sampler(model.decoder, max_new_tokens=sizes.new_tokens, eos_id=end)
     sample = layout.asked(generate, end)
 
-    def proxy_fn(judge: Standardised, hidden: jax.Array, mask: jax.Array) -> jax.Array:
-        return (layout.features(hidden, mask) @ judge.params - judge.mean) / judge.deviation
+    def proxy_fn(judge: Standardised, hidden: jax.Array) -> jax.Array:
+        return (last_features(hidden) @ judge.params - judge.mean) / judge.deviation
 
     gold_fn = rj.rewards.standardised(
         lambda params, tokens, mask: words.score_fn(params, layout.text(tokens), layout.text(mask))
@@ -377,11 +365,11 @@ def main(config: Config) -> None:
 
     def reward_fn(params: Params, judge: Standardised, answers: Sequences) -> jax.Array:
         hidden = model.trunk_fn(params, answers.tokens, answers.mask)
-        return proxy_fn(judge, hidden, answers.mask)
+        return proxy_fn(judge, hidden)
 
     def shared_fn(params: Params, judge: Standardised, answers: Sequences, hidden) -> Shared:
         logits = model.top_fn(params, hidden, answers.mask)
-        return Shared(logits, proxy_fn(judge, hidden, answers.mask), logits.hidden)
+        return Shared(logits, proxy_fn(judge, hidden), logits.hidden)
 
     @jax.jit
     def measure(policy: Params, reference: Params, judges: Judges, prompts: Prompts, keys: Key):
@@ -541,7 +529,7 @@ def summary(answers: Sequences, measured: dict[str, np.ndarray]) -> dict[str, fl
 
 
 def flat(layout: Layout, answers: Sequences, measured: dict[str, np.ndarray]) -> Evaluated:
-    """Answers ``[P, N, ...]`` in rows, the first to every prompt first, without lead and question."""
+    """Answers ``[P, N, ...]`` in rows, every prompt's first answer first; the text alone."""
     rows = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), (answers, measured))
     answers, measured = jax.tree.map(np.asarray, rows)
     answers = jax.tree.map(layout.text, answers)

@@ -1,0 +1,82 @@
+"""The flagship from end to end, with a tiny random model in place of the one that is fetched."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+import rlhf_jax as rj
+
+SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "sentiment.py"
+TINY = {
+    **{"snippets": 40, "tests": 40, "comparisons": 400, "proxy_steps": 10, "gold_steps": 10},
+    **{"batch": 32, "prompts": 4, "samples": 2, "new_tokens": 4, "top_layers": 1, "evaluated": 8},
+    **{"candidates": 2, "iterations": 2, "minibatches": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def sentiment(tmp_path_factory):
+    """The script as a module, in a world of 400 sentences."""
+    try:
+        ratings = rj.data.load_ratings(rj.assets.fetch(rj.assets.VADER_RATINGS))
+    except rj.assets.AssetError as error:
+        pytest.skip(f"the human ratings are neither cached nor to be fetched: {error}")
+    films = (ratings.domain == rj.data.DOMAINS.index("movies")).nonzero()[0]
+    ratings = ratings.take(films[:1600])
+    specification = importlib.util.spec_from_file_location("sentiment", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["sentiment"] = module
+    specification.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RLHF_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(module.rj.training, "compilation_cache", lambda: None)
+        patch.setattr(module.rj.data, "load_ratings", lambda data: ratings)
+        patch.setattr(module, "FULL", dataclasses.replace(module.FULL, **TINY))
+        folder = tmp_path_factory.mktemp("model") / "tiny"
+        save_model(folder, ratings.texts)
+        yield module, folder
+
+
+def save_model(folder: Path, texts: tuple[str, ...]) -> None:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    config = rj.models.TransformerConfig(tokenizer.get_vocab_size(), 8, 16, 2, 1, 1, max_length=96)
+    params = rj.models.language_model(config).init(jax.random.key(0))
+    rj.pretrained.save(folder, params, config, tokenizer)
+
+
+def test_it_runs_from_end_to_end_and_writes_what_it_promises(sentiment, tmp_path):
+    module, model = sentiment
+    folder = tmp_path / "run"
+    module.main(module.Config(run_dir=folder, model=str(model)))
+    result = json.loads((folder / "result.json").read_text())
+    assert result["iterations"] == 2
+    assert set(result["best_of_n"]) == {"1", "2"}
+    # The reference's answers are what both judges are standardised on.
+    assert result["best_of_n"]["1"]["kl"] == 0
+    assert result["best_of_n"]["2"]["reward"] > result["best_of_n"]["1"]["reward"]
+    assert result["gold_gain_low"] <= result["gold_gain_sd"] <= result["gold_gain_high"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["proxy"] * 10 + ["gold"] * 10 + ["policy"] * 2
+    # Nothing has been updated when the first samples are drawn: the cached sampler, the trunk and
+    # the upper layers are the reference policy.
+    assert abs(rows[-2]["kl"]) < 1e-3
+    assert rows[-1]["kl"] != 0
+    report = (folder / "report.md").read_text()
+    assert "| best of 2 | 0.19 |" in report
+    assert module.QUESTION.strip() not in (folder / "samples.md").read_text()
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"proxy", "gold", "policy"}
