@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -14,15 +15,26 @@ import rlhf_jax as rj
 
 SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "sentiment.py"
 TINY = {
-    **{"snippets": 40, "tests": 40, "comparisons": 400, "proxy_steps": 10, "gold_steps": 10},
-    **{"batch": 32, "prompts": 4, "samples": 2, "new_tokens": 4, "top_layers": 1, "evaluated": 8},
-    **{"candidates": 2, "iterations": 2, "minibatches": 2},
+    "snippets": 40,
+    "tests": 40,
+    "comparisons": 400,
+    "proxy_steps": 10,
+    "gold_steps": 10,
+    "batch": 32,
+    "prompts": 4,
+    "samples": 2,
+    "new_tokens": 4,
+    "top_layers": 1,
+    "evaluated": 8,
+    "candidates": 2,
+    "iterations": 2,
+    "minibatches": 2,
 }
 
 
 @pytest.fixture(scope="module")
 def sentiment(tmp_path_factory):
-    """The script as a module, in a world of 400 sentences."""
+    """The script as a module, in a world of 1600 sentences, and the model's folder."""
     try:
         ratings = rj.data.load_ratings(rj.assets.fetch(rj.assets.VADER_RATINGS))
     except rj.assets.AssetError as error:
@@ -55,7 +67,9 @@ def save_model(folder: Path, texts: tuple[str, ...]) -> None:
     )
     tokenizer.train_from_iterator(texts, trainer)
     config = rj.models.TransformerConfig(tokenizer.get_vocab_size(), 8, 16, 2, 1, 1, max_length=96)
-    params = rj.models.language_model(config).init(jax.random.key(0))
+    shapes = jax.eval_shape(rj.models.language_model(config).init, jax.random.key(0))
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: draw.normal(0, 0.5, x.shape).astype(np.float32), shapes)
     rj.pretrained.save(folder, params, config, tokenizer)
 
 
@@ -80,3 +94,39 @@ def test_it_runs_from_end_to_end_and_writes_what_it_promises(sentiment, tmp_path
     assert "| best of 2 | 0.19 |" in report
     assert module.QUESTION.strip() not in (folder / "samples.md").read_text()
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {"proxy", "gold", "policy"}
+
+
+def test_every_text_has_its_columns(sentiment):
+    module, _ = sentiment
+    layout = module.Layout(np.array([9]), np.array([7, 8]))
+    tokens, mask = layout.rows([[1, 2, 3, 4], [5]], 3)
+    assert tokens.tolist() == [[9, 1, 2, 3, 7, 8], [9, 5, 0, 0, 7, 8]]
+    assert mask.astype(int).tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
+    assert layout.text(tokens).tolist() == [[1, 2, 3], [5, 0, 0]]
+
+
+def test_the_question_stands_behind_the_answer_and_its_end_is_hidden(sentiment):
+    module, _ = sentiment
+
+    def sample(params, prompts, keys):
+        tokens = np.array([[1, 5, 6, 0], [1, 5, 5, 5]])
+        response = np.array([[0, 1, 1, 0], [0, 1, 1, 1]], bool)
+        mask = response | (np.arange(4) == 0)
+        return rj.types.Sequences(tokens, mask, response, np.where(response, -1.0, 0.0))
+
+    asked = module.Layout(np.array([9]), np.array([7, 8])).asked(sample, end=6)((), None, None)
+    assert asked.tokens.tolist() == [[1, 5, 6, 0, 7, 8], [1, 5, 5, 5, 7, 8]]
+    # The end of the text is learnt and not read.
+    assert asked.mask.astype(int).tolist() == [[1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]]
+    assert asked.response_mask.astype(int).tolist() == [[0, 1, 1, 0, 0, 0], [0, 1, 1, 1, 0, 0]]
+    assert asked.log_probs.tolist() == [[0, -1, -1, 0, 0, 0], [0, -1, -1, -1, 0, 0]]
+
+
+def test_the_best_of_several_is_the_proxys_choice(sentiment):
+    module, _ = sentiment
+    answers = np.arange(6).reshape(2, 3, 1)
+    measured = {"proxy": np.array([[1.0, 3.0, 9.0], [5.0, 4.0, 0.0]]), "gold": answers[..., 0]}
+    chosen, found = module.best_of(answers, measured, 2)
+    assert chosen.tolist() == [[1], [3]]
+    assert found["gold"].tolist() == [1, 3]
+    assert found["kl"] == pytest.approx([np.log(2) - 0.5] * 2)
