@@ -19,8 +19,9 @@ Config = Any  # a dataclass instance or a mapping
 def plain(value: Any) -> Any:
     """Turn a configuration into what JSON can hold: the same for the same configuration.
 
-    Dataclasses become mappings, tuples lists, paths and enum members strings, functions their
-    names, and floats that are not finite ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+    Dataclasses and named tuples become mappings, tuples lists, paths and enum members strings,
+    functions their names, and floats that are not finite ``"NaN"``, ``"Infinity"`` or
+    ``"-Infinity"``.
 
     Raises:
         ValueError: if something else is in it.
@@ -34,6 +35,8 @@ def plain(value: Any) -> Any:
         return {
             field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
         }
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, enum.Enum):

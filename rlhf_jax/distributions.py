@@ -28,6 +28,8 @@ class Distribution(NamedTuple):
         mean: ``(outputs) -> float[...]``.
         variance: ``(outputs) -> float[...]``.
         quantile: ``(outputs, level) -> float[...]``, the level from 0 to 1.
+        above: ``(outputs, value) -> float[...]``, the probability that a draw exceeds the value,
+            and half of that that it equals it.
         log_prefers: ``(first, second) -> float[...]`` in nats, the log-probability that a draw from
             the first exceeds an independent one from the second.
         log_density: ``(outputs, value[...]) -> float[...]``, of a rating, in nats.
@@ -37,6 +39,7 @@ class Distribution(NamedTuple):
     mean: Callable[[jax.Array], jax.Array]
     variance: Callable[[jax.Array], jax.Array]
     quantile: Callable[[jax.Array, float | jax.Array], jax.Array]
+    above: Callable[[jax.Array, float | jax.Array], jax.Array]
     log_prefers: Callable[[jax.Array, jax.Array], jax.Array]
     log_density: Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -76,6 +79,9 @@ def normal(*, least: float = 1e-3) -> Distribution:
         checks.probability(level=level)
         return outputs[..., 0] + deviation(outputs) * jax.scipy.special.ndtri(level)
 
+    def above(outputs, value):
+        return jax.scipy.stats.norm.sf(value, outputs[..., 0], deviation(outputs))
+
     def log_prefers(first, second):
         checks.pair(first, second)
         spread = jnp.hypot(deviation(first), deviation(second))
@@ -86,6 +92,7 @@ def normal(*, least: float = 1e-3) -> Distribution:
         lambda outputs: outputs[..., 0],
         lambda outputs: jnp.square(deviation(outputs)),
         quantile,
+        above,
         log_prefers,
         lambda outputs, value: jax.scipy.stats.norm.logpdf(
             value, outputs[..., 0], deviation(outputs)
@@ -115,6 +122,8 @@ def categorical(atoms: jax.Array) -> Distribution:
     0.0 1.0 -1.0
     >>> round(float(jnp.exp(opinions.log_prefers(split, mild))), 3)
     0.5
+    >>> print(opinions.above(split, 0.5), opinions.above(mild, 0.0))
+    0.5 0.5
     """
     checks.vectors(atoms=atoms)
     checks.floating(atoms=atoms)
@@ -134,6 +143,10 @@ def categorical(atoms: jax.Array) -> Distribution:
         reached = jnp.cumsum(jax.nn.softmax(outputs, axis=-1), axis=-1) >= level - 1e-6
         return jnp.asarray(atoms)[jnp.argmax(reached, axis=-1)]
 
+    def above(outputs, value):
+        beyond = 0.5 + 0.5 * jnp.sign(atoms - jnp.asarray(value)[..., None])
+        return jnp.sum(jax.nn.softmax(outputs, axis=-1) * beyond, axis=-1)
+
     def log_prefers(first, second):
         checks.pair(first, second)
         log_first, log_second = (jax.nn.log_softmax(x, axis=-1) for x in (first, second))
@@ -149,7 +162,7 @@ def categorical(atoms: jax.Array) -> Distribution:
         log_probs = jax.nn.log_softmax(outputs, axis=-1)
         return jnp.take_along_axis(log_probs, nearest[..., None], axis=-1)[..., 0]
 
-    return Distribution(len(atoms), mean, variance, quantile, log_prefers, log_density)
+    return Distribution(len(atoms), mean, variance, quantile, above, log_prefers, log_density)
 
 
 def explained_share(means: jax.Array, variances: jax.Array) -> jax.Array:

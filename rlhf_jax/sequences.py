@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax import checks
+from rlhf_jax import checks, vocabulary
 from rlhf_jax.types import FactoredLogits
 
 __all__ = [
@@ -28,9 +28,6 @@ __all__ = [
     "token_log_probs",
     "token_mean",
 ]
-
-# Stands for minus infinity where it will be multiplied by a probability of 0: -inf * 0 is nan.
-_NEGATIVE = -1e30
 
 
 class Mean(NamedTuple):
@@ -100,7 +97,8 @@ def token_log_probs(
     tokens: jax.Array,
     *,
     temperature: float = 1.0,
-    block_size: int = 8192,
+    block_size: int | None = None,
+    start: int = 1,
 ) -> jax.Array:
     r"""Log-probability of each token given those before it.
 
@@ -110,18 +108,21 @@ def token_log_probs(
         logits: ``float[B, T, V]`` or ``FactoredLogits``; entry ``t`` predicts token ``t + 1``.
         tokens: ``int32[B, T]``.
         temperature: what the logits are divided by, as when the tokens were sampled.
-        block_size: how much of the vocabulary is held at a time if the logits are factored.
+        block_size: how much of the vocabulary is held at a time if the logits are factored; by
+            default 8,192, or less for very many tokens. A smaller vocabulary is not cut.
+        start: the first column that is wanted, at least 1: nothing is computed for those before it,
+            such as a prompt's, and they hold 0.
 
     Returns:
-        ``float32[B, T]`` in nats, 0 in column 0. Padding is not known here: mask it afterwards.
+        ``float32[B, T]`` in nats, 0 before ``start``. Padding is not known: mask it afterwards.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if the shapes disagree, or ``start`` or ``block_size`` is below 1.
 
     >>> token_log_probs(jnp.zeros([1, 3, 4]), jnp.array([[1, 2, 3]])).tolist()
     [[0.0, -1.3863, -1.3863]]
     """
-    return _token_statistics(logits, tokens, temperature, block_size, entropies=False)[0]
+    return _token_statistics(logits, tokens, temperature, block_size, start, entropies=False)[0]
 
 
 def log_probs_and_entropies(
@@ -129,7 +130,8 @@ def log_probs_and_entropies(
     tokens: jax.Array,
     *,
     temperature: float = 1.0,
-    block_size: int = 8192,
+    block_size: int | None = None,
+    start: int = 1,
 ) -> tuple[jax.Array, jax.Array]:
     r"""``token_log_probs`` and, from the same pass, the entropy of what each was drawn from.
 
@@ -139,96 +141,70 @@ def log_probs_and_entropies(
         logits: ``float[B, T, V]`` or ``FactoredLogits``; entry ``t`` predicts token ``t + 1``.
         tokens: ``int32[B, T]``.
         temperature: what the logits are divided by.
-        block_size: how much of the vocabulary is held at a time if the logits are factored.
+        block_size: how much of the vocabulary is held at a time if the logits are factored; by
+            default 8,192, or less for very many tokens. A smaller vocabulary is not cut.
+        start: the first column that is wanted, at least 1: nothing is computed for those before it,
+            such as a prompt's, and they hold 0.
 
     Returns:
-        Two ``float32[B, T]`` in nats, 0 in column 0.
+        Two ``float32[B, T]`` in nats, 0 before ``start``.
 
     Raises:
-        ValueError: if the shapes disagree.
+        ValueError: if the shapes disagree, or ``start`` or ``block_size`` is below 1.
 
     >>> _, entropies = log_probs_and_entropies(jnp.zeros([1, 2, 4]), jnp.array([[1, 2]]))
     >>> entropies.tolist()
     [[0.0, 1.3863]]
     """
-    return _token_statistics(logits, tokens, temperature, block_size, entropies=True)
+    return _token_statistics(logits, tokens, temperature, block_size, start, entropies=True)
 
 
-def _token_statistics(logits, tokens, temperature, block_size, *, entropies):
+def _token_statistics(logits, tokens, temperature, block_size, start, *, entropies):
     """``(log_probs[B, T], entropies[B, T] or None)`` by whichever path the logits allow."""
-    leading = logits.hidden.shape[:2] if isinstance(logits, FactoredLogits) else logits.shape[:2]
-    if tokens.ndim != 2 or leading != tokens.shape:
+    factored = isinstance(logits, FactoredLogits)
+    array = logits.hidden if factored else logits
+    if tokens.ndim != 2 or array.shape[:2] != tokens.shape:
         raise ValueError(
-            f"logits must be [B, T, ...] for tokens [B, T]: {leading} and {tokens.shape}"
+            f"logits must be [B, T, ...] for tokens [B, T]: {array.shape[:2]} and {tokens.shape}"
         )
-    if tokens.shape[1] < 2:
+    if start < 1:
+        raise ValueError(f"start must be at least 1, not {start}: nothing predicts column 0")
+    if block_size is not None and block_size < 1:
+        raise ValueError(f"block_size must be at least 1, not {block_size}")
+    shape = (tokens.shape[0], tokens.shape[1] - start)
+    if shape[1] < 1:
         zeros = jnp.zeros(tokens.shape, jnp.float32)
         return zeros, zeros
-    shape, targets = (tokens.shape[0], tokens.shape[1] - 1), tokens[:, 1:].reshape(-1)
     # As rows and not [B, T, ...]: XLA's CPU backend multiplies matrices twice as fast so.
-    if isinstance(logits, FactoredLogits):
-        hidden = logits.hidden[:, :-1].reshape(-1, logits.hidden.shape[-1])
-        kernel = logits.unembedding.astype(hidden.dtype)
-        # The targets' logits from their own columns: picking them out of [N, V] costs more.
-        picked = jnp.sum(hidden * kernel.T[targets], axis=-1, dtype=jnp.float32) / temperature
-        if kernel.shape[1] > block_size:
-            statistics = _blockwise(hidden, kernel, temperature, block_size, entropies)
-        else:
-            dense = (hidden @ kernel).astype(jnp.float32) / temperature
-            statistics = _dense(dense, entropies)
+    rows = array[:, start - 1 : -1].reshape(-1, array.shape[-1])
+    targets = tokens[:, start:].reshape(-1)
+
+    def aligned(values):
+        return jnp.pad(values.reshape(shape), ((0, 0), (start, 0)))
+
+    def whole(dense, picked):
+        log_normaliser, entropy = vocabulary.statistics(dense, entropies)
+        return picked - log_normaliser, entropy
+
+    block_size = block_size or vocabulary.default_block(len(rows))
+    if not factored:
+        dense = vocabulary.logits_of(rows.astype(jnp.float32), temperature)
+        found = whole(dense, jnp.take_along_axis(dense, targets[:, None], axis=-1)[:, 0])
+    elif logits.unembedding.shape[1] > block_size:
+        settings = {"temperature": temperature, "softcap": logits.softcap}
+        settings |= {"block_size": block_size, "entropies": entropies}
+        found = vocabulary.blockwise(rows, logits.unembedding, targets, **settings)
     else:
-        dense = logits[:, :-1].reshape(-1, logits.shape[-1]).astype(jnp.float32) / temperature
-        picked = jnp.take_along_axis(dense, targets[:, None], axis=-1)[:, 0]
-        statistics = _dense(dense, entropies)
-
-    def aligned(rows):
-        return jnp.pad(rows.reshape(shape), ((0, 0), (1, 0)))
-
-    log_normaliser, entropy = statistics
-    return aligned(picked - log_normaliser), None if entropy is None else aligned(entropy)
-
-
-def _dense(logits, entropies):
-    """``(log_normaliser, entropy or None)`` of ``logits[N, V]``."""
-    log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-    if not entropies:
-        return log_normaliser, None
-    probabilities = jnp.exp(logits - log_normaliser[:, None])
-    return log_normaliser, log_normaliser - jnp.sum(probabilities * logits, axis=-1)
-
-
-def _blockwise(hidden, unembedding, temperature, block_size, entropies):
-    """``_dense`` by a running sum over blocks of the vocabulary, each recomputed backwards.
-
-    Memory is ``N * block_size`` and not ``N * V``, in both directions.
-    """
-    width, vocabulary = unembedding.shape
-    blocks = -(-vocabulary // block_size)
-    padded = jnp.pad(unembedding, ((0, 0), (0, blocks * block_size - vocabulary)))
-    # [V, D] order first: for tied embeddings it is the order they are stored in, so no copy.
-    padded = padded.T.reshape(blocks, block_size, width)
-
-    @jax.checkpoint
-    def body(carry, block):
-        maximum, normaliser, weighted = carry
-        kernel, start = block
-        logits = (hidden @ kernel.T).astype(jnp.float32) / temperature
-        logits = jnp.where(start + jnp.arange(block_size) < vocabulary, logits, _NEGATIVE)
-        # The maximum only guards against overflow and cancels out: no gradient goes through it.
-        larger = jnp.maximum(maximum, jax.lax.stop_gradient(logits.max(-1)))
-        shrink = jnp.exp(maximum - larger)
-        exponentials = jnp.exp(logits - larger[:, None])
-        normaliser = normaliser * shrink + exponentials.sum(-1)
-        if entropies:
-            weighted = weighted * shrink + (exponentials * logits).sum(-1)
-        return (larger, normaliser, weighted), None
-
-    zeros = jnp.zeros(hidden.shape[0], jnp.float32)
-    starts = jnp.arange(blocks) * block_size
-    carry = (zeros + _NEGATIVE, zeros, zeros)
-    (maximum, normaliser, weighted), _ = jax.lax.scan(body, carry, (padded, starts))
-    log_normaliser = maximum + jnp.log(normaliser)
-    return log_normaliser, log_normaliser - weighted / normaliser if entropies else None
+        kernel = logits.unembedding.astype(rows.dtype)
+        # The targets' logits from their own columns: picking them out of [N, V] costs more.
+        picked = jnp.sum(rows.astype(jnp.float32) * kernel.T[targets], axis=-1)
+        dense = jnp.matmul(rows, kernel, preferred_element_type=jnp.float32)
+        dense, picked = (
+            vocabulary.logits_of(x, temperature, logits.softcap) for x in (dense, picked)
+        )
+        found = whole(dense, picked)
+    log_probs, entropy = found
+    return aligned(log_probs), None if entropy is None else aligned(entropy)
 
 
 def masked_mean(values: jax.Array, mask: jax.Array, axis: int | None = None) -> jax.Array:

@@ -43,6 +43,7 @@ __all__ = [
     "Shared",
     "TokenAdvantage",
     "TrainState",
+    "TrunkFn",
     "ValueFn",
     "ValueLoss",
 ]
@@ -163,7 +164,7 @@ class Ranked:
 
 @flax.struct.dataclass
 class FactoredLogits:
-    """Logits that have not been multiplied out: ``logits = hidden @ unembedding``.
+    """Logits that have not been multiplied out: ``hidden @ unembedding``, soft-capped if asked.
 
     A ``LogitsFn`` may return this instead of an array. ``sequences.token_log_probs`` then walks
     over the vocabulary in blocks and never holds a ``[B, T, V]`` array.
@@ -171,10 +172,12 @@ class FactoredLogits:
     Attributes:
         hidden: ``float[B, T, D]``.
         unembedding: ``float[D, V]``.
+        softcap: ``c``, if the logits are ``c * tanh(product / c)``.
     """
 
     hidden: jax.Array
     unembedding: jax.Array
+    softcap: float | None = flax.struct.field(pytree_node=False, default=None)
 
 
 class Shared(NamedTuple):
@@ -206,10 +209,11 @@ class TrainState:
         step: ``int32[]``, steps taken, skipped ones included.
         key: the run's key. A step uses ``fold_in(key, step)``, so a resumed run draws what the
             uninterrupted one would have drawn.
-        params: what is trained.
-        opt_state: the optax state.
+        params: the parameters, whole; an algorithm's ``trainable`` says what of them is trained.
+        opt_state: the optax state, of what is trained.
         frozen: parameters that are used and never trained (reference, reward): data, not closures,
-            so that the compiled program does not contain them as constants.
+            so that the compiled program does not contain them as constants. Where a reference has
+            ``None``, it has what ``params`` has there.
         extra: an algorithm's own state (an adaptive coefficient, say).
         skipped: ``int32[]``, how many steps in a row were skipped for being non-finite.
     """
@@ -266,6 +270,9 @@ class Decoder(NamedTuple):
 
 # params, tokens[B, T], mask[B, T] -> logits[B, T, V]; entry t predicts token t + 1.
 LogitsFn = Callable[[Params, jax.Array, jax.Array], jax.Array | FactoredLogits]
+# params, tokens[B, T], mask[B, T] -> hidden[B, T, D], or any arrays [B, ...]: what lower layers,
+# which do not train, make of the tokens, and a LogitsFn of the others reads in the tokens' place
+TrunkFn = Callable[[Params, jax.Array, jax.Array], PyTree]
 # params, tokens[B, T], mask[B, T] -> scores[B]; or [B, ...], several numbers a sequence
 ScoreFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 # params, tokens[B, T], mask[B, T] -> values[B, T]; entry t is the value before token t is chosen.

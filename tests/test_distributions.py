@@ -25,6 +25,9 @@ def test_normal_by_scipy():
     np.testing.assert_allclose(d.variance(first), spread[0] ** 2, rtol=1e-5)
     expected = stats.norm.ppf(0.1, first[:, 0], spread[0])
     np.testing.assert_allclose(d.quantile(first, 0.1), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        d.above(first, 0.3), stats.norm.sf(0.3, first[:, 0], spread[0]), rtol=1e-4
+    )
     gap = (first[:, 0] - second[:, 0]) / np.hypot(*spread)
     np.testing.assert_allclose(d.log_prefers(first, second), stats.norm.logcdf(gap), rtol=1e-5)
     expected = stats.norm.logpdf(0.7, first[:, 0], spread[0])
@@ -42,6 +45,8 @@ def test_categorical_by_sums():
     np.testing.assert_allclose(np.exp(d.log_prefers(FIRST, SECOND)), expected, rtol=1e-5)
     expected = [atoms[np.searchsorted(np.cumsum(row), 0.4)] for row in p]
     np.testing.assert_allclose(d.quantile(FIRST, 0.4), expected)
+    # At an atom, half of what is there.
+    np.testing.assert_allclose(d.above(FIRST, atoms[1]), p[:, 1] / 2 + p[:, 2:].sum(1), rtol=1e-5)
     np.testing.assert_allclose(
         d.log_density(FIRST, jnp.array([-1.0, 0.0, 0.5, 2.0, 2.0])),
         np.log(p[np.arange(5), [0, 1, 2, 3, 3]]),

@@ -1,11 +1,11 @@
-"""Bootstrap intervals: the right width, the right coverage, the right shape."""
+"""Bootstrap intervals: the right width, coverage and shape; and what they say of a claim."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.measures import bootstrap
+from rlhf_jax.measures import Interval, bootstrap, bootstrap_pairs, verdict
 
 
 def test_the_width_is_that_of_the_normal_approximation():
@@ -58,3 +58,69 @@ def test_bad_input():
         bootstrap(jnp.ones(3), key=key, level=95)
     with pytest.raises(ValueError, match="resamples"):
         bootstrap(jnp.ones(3), key=key, resamples=0)
+
+
+def test_pairs_are_drawn_by_their_items():
+    rng, items = np.random.default_rng(0), 12
+    values = rng.normal(size=(2, items, items)).astype(np.float32)
+    where = rng.random((items, items)) < 0.7
+    key, count = jax.random.key(4), 200
+
+    def ratio(means):
+        return means[0] / means[1]
+
+    found = bootstrap_pairs(values, key=key, where=where, statistic=ratio, resamples=count)
+    # The same by drawing the items and listing their pairs; an item is no pair with itself.
+    rows = np.asarray(jax.random.randint(key, (count, items), 0, items))
+    each = []
+    for drawn in [np.arange(items), *rows]:
+        first, second = np.repeat(drawn, items), np.tile(drawn, items)
+        counts = where[first, second] & (first != second)
+        each.append(ratio([v[first, second][counts].mean() for v in values]))
+    np.testing.assert_allclose(found.estimate, each[0], rtol=1e-5)
+    np.testing.assert_allclose(found[1:], np.quantile(each[1:], [0.025, 0.975]), rtol=1e-4)
+
+
+def test_an_interval_of_pairs_covers_where_one_that_draws_pairs_does_not():
+    """The mean of x_i + x_j is as uncertain as twice the mean of N numbers, and not of N^2."""
+
+    def covers(key):
+        values_key, resample_key = jax.random.split(key)
+        x = jax.random.normal(values_key, (60,))
+        found = bootstrap_pairs(x[:, None] + x, key=resample_key, resamples=300)
+        return (found.low < 0) & (found.high > 0)
+
+    coverage = jax.jit(jax.vmap(covers))(jax.random.split(jax.random.key(0), 400)).mean()
+    assert 0.9 < coverage < 0.98
+
+
+@pytest.mark.parametrize(
+    "interval, said",
+    [
+        ((0.78, 0.76, 0.79), "PASS"),
+        ((0.76, 0.752, 0.78), "INCONCLUSIVE"),
+        ((0.78, 0.74, 0.81), "INCONCLUSIVE"),
+        ((0.76, 0.755, 0.765), "FAIL"),
+        ((0.5, 0.4, 0.6), "FAIL"),
+        ((float("nan"), 0.8, 0.9), "INCONCLUSIVE"),
+    ],
+)
+def test_verdict(interval, said):
+    assert verdict(Interval(*interval), null=0.75, threshold=0.77) == said
+
+
+def test_a_difference_below_its_null_fails():
+    assert verdict(Interval(-0.1, -0.2, 0.0), null=0.0, threshold=0.0) == "FAIL"
+    assert verdict(Interval(0.1, 0.01, 0.2), null=0.0, threshold=0.0) == "PASS"
+
+
+def test_bad_pairs_and_claims():
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"\[\.\.\., N, N\], not \[3, 4\]"):
+        bootstrap_pairs(jnp.ones((3, 4)), key=key)
+    with pytest.raises(ValueError, match="where must be"):
+        bootstrap_pairs(jnp.ones((3, 3)), key=key, where=jnp.ones(3, bool))
+    with pytest.raises(ValueError, match="no pair"):
+        bootstrap_pairs(jnp.ones((1, 1)), key=key)
+    with pytest.raises(ValueError, match="must not be above"):
+        verdict(Interval(1, 0, 2), null=1, threshold=0)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
-    {"types", "checks"},
-    {"sequences", "feedback", "distributions", "assets", "configuration"},
+    {"types", "checks", "vocabulary"},
+    {"sequences", "feedback", "distributions", "assets", "configuration", "trees"},
     {
         "losses",
         "implicit_rewards",

@@ -2,12 +2,13 @@
 
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax import sequences
+from rlhf_jax import sequences, vocabulary
 from rlhf_jax.types import FactoredLogits
 
 
@@ -29,35 +30,77 @@ def test_token_log_probs_by_hand():
     np.testing.assert_allclose(entropies, [[0, first, 1.5 * np.log(2)]], atol=1e-6)
 
 
-@pytest.mark.parametrize("block_size", [1, 8, 36, 37, 64])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_blocks_of_the_vocabulary_change_nothing(case, block_size, temperature):
+# A vocabulary of 37 is cut unevenly, of 36 evenly; in one block it is multiplied out at once.
+@pytest.mark.parametrize(("size", "block_size"), [(37, 8), (37, 1), (36, 8), (36, 35), (37, 37)])
+def test_blocks_of_the_vocabulary_change_nothing(case, size, block_size):
     factored, tokens = case
-    dense = factored.hidden @ factored.unembedding
+    factored, tokens = factored.replace(unembedding=factored.unembedding[:, :size]), tokens % size
+    weights = jnp.arange(10.0).reshape(2, 5)
 
-    def value(logits, block_size):
-        log_probs, entropies = sequences.log_probs_and_entropies(
-            logits, tokens, temperature=temperature, block_size=block_size
+    @partial(jax.jit, static_argnums=2)
+    @partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+    def value(factored, temperature, at_once):
+        logits = factored.hidden @ factored.unembedding if at_once else factored
+        settings = {"temperature": temperature, "block_size": block_size}
+        log_probs, entropies = sequences.log_probs_and_entropies(logits, tokens, **settings)
+        alone = sequences.token_log_probs(logits, tokens, **settings)
+        total = (weights * (log_probs + alone)).sum() + (jnp.cos(weights) * entropies).sum()
+        return total, (log_probs, entropies, alone)
+
+    for temperature in (1.0, 0.7):
+        (_, expected), expected_gradient = value(factored, temperature, True)
+        (_, actual), gradient = value(factored, temperature, False)
+        chex.assert_trees_all_close(actual, expected, atol=1e-5)
+        chex.assert_trees_all_close(gradient, expected_gradient, atol=2e-4, rtol=1e-5)
+
+
+def test_capped_logits_go_through_the_blocks(case):
+    factored, tokens = case
+    hidden, targets = factored.hidden.reshape(-1, 8), tokens.reshape(-1)
+
+    @partial(jax.grad, argnums=(0, 1))
+    def gradient(hidden, unembedding, block_size):
+        if block_size is None:
+            capped = 5 * jnp.tanh(hidden @ unembedding / 5) / 0.7
+            log_probs = jax.nn.log_softmax(capped)[jnp.arange(10), targets]
+        else:
+            settings = {"temperature": 0.7, "softcap": 5.0, "block_size": block_size}
+            log_probs, _ = vocabulary.blockwise(hidden, unembedding, targets, **settings)
+        return jnp.sum(jnp.sin(log_probs))
+
+    expected, actual = (gradient(hidden, factored.unembedding, size) for size in (None, 8))
+    chex.assert_trees_all_close(actual, expected, atol=1e-5)
+
+
+def test_halves_are_multiplied_with_float32_sums(case):
+    factored, tokens = case
+    halves = jax.tree.map(lambda x: x.astype(jnp.bfloat16), factored)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), halves)
+    expected = sequences.token_log_probs(wide.hidden @ wide.unembedding, tokens)
+    for block_size in (8, 37):
+        log_probs, pullback = jax.vjp(
+            partial(sequences.token_log_probs, tokens=tokens, block_size=block_size), halves
         )
-        weights = jnp.arange(10.0).reshape(2, 5)
-        return (weights * log_probs).sum() + (jnp.cos(weights) * entropies).sum(), log_probs
+        assert log_probs.dtype == jnp.float32
+        np.testing.assert_allclose(log_probs, expected, atol=1e-5)
+        (gradient,) = pullback(jnp.ones_like(log_probs))
+        chex.assert_trees_all_equal_shapes_and_dtypes(gradient, halves)
 
-    (expected, log_probs), _ = jax.value_and_grad(value, has_aux=True)(dense, 8)
-    (actual, blocked), gradient = jax.value_and_grad(value, has_aux=True)(factored, block_size)
-    np.testing.assert_allclose(actual, expected, rtol=1e-5)
-    np.testing.assert_allclose(blocked, log_probs, atol=1e-5)
 
-    def through_dense(factored):
-        return value(factored.hidden @ factored.unembedding, 8)[0]
-
-    for a, b in zip(
-        jax.tree.leaves(gradient), jax.tree.leaves(jax.grad(through_dense)(factored)), strict=True
-    ):
-        np.testing.assert_allclose(a, b, atol=2e-4)
-    alone = sequences.token_log_probs(
-        factored, tokens, temperature=temperature, block_size=block_size
-    )
-    np.testing.assert_allclose(alone, log_probs, atol=1e-5)
+def test_from_a_column_on_and_nothing_before(case):
+    factored, tokens = case
+    for logits in (factored, factored.hidden @ factored.unembedding):
+        for block_size in (8, 64):
+            read = partial(sequences.log_probs_and_entropies, tokens=tokens, block_size=block_size)
+            for some, whole in zip(read(logits, start=3), read(logits), strict=True):
+                assert jnp.all(some[:, :3] == 0)
+                np.testing.assert_allclose(some[:, 3:], whole[:, 3:], atol=1e-6)
+    assert jnp.all(sequences.token_log_probs(factored, tokens, start=5) == 0)
+    gradient = jax.grad(lambda f: sequences.token_log_probs(f, tokens, start=3).sum())(factored)
+    assert jnp.all(gradient.hidden[:, [0, 1, 4]] == 0) and jnp.all(gradient.hidden[:, 2:4] != 0)
+    for wrong in ({"start": 0}, {"block_size": 0}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be at least 1, not 0"):
+            sequences.token_log_probs(factored, tokens, **wrong)
 
 
 def test_blocks_keep_no_array_as_wide_as_the_vocabulary():
@@ -72,6 +115,23 @@ def test_blocks_keep_no_array_as_wide_as_the_vocabulary():
         return step.lower(factored).compile().memory_analysis().temp_size_in_bytes
 
     assert memory(256) < memory(4096) / 4
+    assert vocabulary.default_block(1000) == vocabulary.MAX_BLOCK
+    assert vocabulary.default_block(2**18) == 512
+
+
+def test_a_frozen_unembedding_costs_no_gradient():
+    factored = FactoredLogits(jnp.ones([2, 64, 8]), jnp.ones([8, 4096]))
+    tokens = jnp.zeros([2, 64], jnp.int32)
+
+    def dots(frozen):
+        def loss(hidden, unembedding):
+            logits = FactoredLogits(hidden, unembedding)
+            return sequences.token_log_probs(logits, tokens, block_size=256).sum()
+
+        step = jax.jit(jax.grad(loss, 0 if frozen else (0, 1)))
+        return step.lower(factored.hidden, factored.unembedding).compile().as_text().count(" dot(")
+
+    assert dots(frozen=True) == dots(frozen=False) - 1
 
 
 def test_logits_of_another_shape_are_refused():

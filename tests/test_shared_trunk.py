@@ -95,8 +95,8 @@ def test_one_pass_of_the_reference_gives_the_numbers_of_separate_networks():
 
 def test_a_head_is_trained_on_the_frozen_trunk():
     params = {"trunk": plain_params(1), "head": SCORE}
-    optimizer = optax.masked(optax.adam(0.1), {"trunk": False, "head": True})
-    algorithm = algorithms.reward_model(models.trunk_scores(plain_logits, HEAD), optimizer)
+    score_fn = models.trunk_scores(plain_logits, HEAD)
+    algorithm = algorithms.reward_model(score_fn, optax.adam(0.1), trainable="head/*")
     state = algorithm.init(params, jax.random.key(0))
     assert sum(x.size for x in jax.tree.leaves(state.opt_state)) == 2 * (32 + 1) + 1
     after, metrics = jax.jit(algorithm.step)(state, toys.preferences(8))

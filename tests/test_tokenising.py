@@ -106,6 +106,15 @@ def test_ties(quiet):
     assert (index.tolist(), report.tied) == ([1, 2], 1)
 
 
+def test_margins(quiet):
+    rows = [pair("a", "b", "c", margin=1.5), pair("a", "d", "e", margin=0.5)]
+    assert tokenise_preferences(rows, encode, max_length=8).batch.margin is None
+    batch = tokenise_preferences(rows, encode, max_length=8, margins=True).batch
+    assert batch.margin.tolist() == [1.5, 0.5]
+    with pytest.raises(ValueError, match="row 1 has no margin"):
+        tokenise_preferences([rows[0], pair("a", "d", "e")], encode, max_length=8, margins=True)
+
+
 def test_conversations_go_through_the_template(quiet):
     asked = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": "Hi"}]
     sides = ([{"role": "assistant", "content": text}] for text in ("Hello", "Go"))

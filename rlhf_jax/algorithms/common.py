@@ -7,12 +7,15 @@ that. Under ``jax.pmap`` the counts, and then the gradients, are summed over ``a
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax import trees
+from rlhf_jax.algorithms.partial import split_trainable
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import Key, Metrics, Params, PyTree, TrainState
 
@@ -21,6 +24,8 @@ __all__ = [
     "Term",
     "advance",
     "check_stacked",
+    "cut",
+    "descended",
     "divided",
     "gradients",
     "new_state",
@@ -38,8 +43,9 @@ class Term(NamedTuple):
     mean: Mean
 
 
-# params -> the loss's terms by name, and further means to report
-Objective = Callable[[Params], tuple[dict[str, Term], dict[str, Mean]]]
+# params (and, if gradients are given one, a batch) -> the loss's terms by name, and further means
+# to report
+Objective = Callable[..., tuple[dict[str, Term], dict[str, Mean]]]
 
 
 def over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -60,40 +66,105 @@ def rows_mean(values: jax.Array, valid: jax.Array, weight: jax.Array | None = No
 
 
 def gradients(
-    objective: Objective, params: Params, axis_name: str | None, *, has_aux: bool = False
+    objective: Objective,
+    params: Params,
+    axis_name: str | None,
+    *,
+    batch: PyTree = None,
+    accumulate: int = 1,
+    has_aux: bool = False,
 ) -> tuple[PyTree, ...]:
     """Gradient of the global loss, and the metrics.
 
     Args:
-        objective: the terms of the loss and further means, as functions of the parameters.
+        objective: the terms of the loss and further means, as functions of the parameters and, if
+            there is one, of the batch.
         params: where to take the gradient.
         axis_name: the pmapped axis, if any.
-        has_aux: whether the objective returns a third thing, which is handed on as it is.
+        batch: arrays ``[B, ...]``, if the objective is to have them from here.
+        accumulate: into how many parts the batch is cut, which are read one after the other: as
+            much less memory for activations, and to rounding the same numbers, since all parts are
+            divided by the count of the whole. What the objective says of a row must depend on no
+            other row, and its counts not on the parameters, or they cost a forward pass.
+        has_aux: whether the objective returns a third thing, which is handed on as it is (of parts,
+            their sum).
 
     Returns:
         The gradient, and the metrics: ``loss``, its terms if there are several, ``grad_norm`` and
         the further means. With ``has_aux`` that third thing too.
+
+    Raises:
+        ValueError: if the batch cannot be cut so.
     """
 
-    def share(params: Params) -> tuple[jax.Array, tuple[PyTree, ...]]:
-        terms, further, *aux = objective(params)
+    def share(params: Params, *batch: PyTree, counts=None) -> tuple[jax.Array, tuple[PyTree, ...]]:
+        terms, further, *aux = objective(params, *batch)
         weights = {name: term.weight for name, term in terms.items()}
         means = {name: term.mean for name, term in terms.items()}
-        counts = {name: jax.lax.stop_gradient(mean.count) for name, mean in means.items()}
-        counts = over_devices(counts, axis_name)
+        if counts is None:
+            counts = {name: jax.lax.stop_gradient(mean.count) for name, mean in means.items()}
+            counts = over_devices(counts, axis_name)
         loss = sum(
             weights[name] * mean.total / jnp.maximum(counts[name], 1e-9)
             for name, mean in means.items()
         )
         return loss, (means, {"loss": loss}, further, aux)
 
-    gradient, (means, loss, further, aux) = jax.grad(share, has_aux=True)(params)
+    if accumulate == 1:
+        found = jax.grad(share, has_aux=True)(params, *([] if batch is None else [batch]))
+    else:
+        found = _in_parts(share, params, cut(batch, accumulate), axis_name)
+    gradient, (means, loss, further, aux) = found
     gradient, loss = over_devices((gradient, loss), axis_name)
     metrics = loss | divided(further, axis_name)
     if len(means) > 1:
         metrics |= divided({f"{name}_loss": mean for name, mean in means.items()}, axis_name)
     metrics |= {"grad_norm": optax.tree.norm(gradient)}
     return (gradient, metrics, *aux) if has_aux else (gradient, metrics)
+
+
+def cut(batch: PyTree, parts: int) -> PyTree:
+    """``[B, ...]`` to ``[parts, B / parts, ...]``, every ``parts``-th row to the same one.
+
+    So each part takes as much from every device's share of the rows, and nothing travels.
+
+    Raises:
+        ValueError: if it does not come out even.
+    """
+    if parts < 1:
+        raise ValueError(f"accumulate must be at least 1, not {parts}")
+    if batch is None:
+        raise ValueError("accumulate cuts a batch, but there is none")
+
+    def cut_array(x):
+        if x.shape[0] % parts:
+            raise ValueError(f"accumulate={parts} must divide the batch's {x.shape[0]} rows")
+        return jnp.moveaxis(jnp.reshape(x, (-1, parts, *x.shape[1:])), 1, 0)
+
+    return jax.tree.map(cut_array, batch)
+
+
+def _in_parts(share, params, parts, axis_name):
+    """``jax.grad`` of the share, summed over the parts; and what else they report, likewise."""
+
+    def summed(read):
+        shapes = jax.eval_shape(read, jax.tree.map(lambda x: x[0], parts))
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), shapes
+        )
+        return jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, read(part)), None), zeros, parts
+        )[0]
+
+    def counted(part):
+        # Nothing but the counts is used, so the compiler leaves the model out.
+        means = share(params, part)[1][0]
+        return {name: mean.count for name, mean in means.items()}
+
+    counts = over_devices(summed(counted), axis_name)
+    found = jax.grad(partial(share, counts=counts), has_aux=True)
+    gradient, reported = summed(partial(found, params))
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), gradient, params), reported
 
 
 def check_stacked(count: int, why: str, **trees: PyTree) -> None:
@@ -128,21 +199,23 @@ def new_state(
     *,
     frozen: PyTree = (),
     extra: PyTree = (),
+    trainable: trees.Patterns | None = None,
 ) -> TrainState:
     """A state before its first step.
 
     Args:
-        params: what will be trained.
-        optimizer: its ``init`` makes the optimiser state.
+        params: the parameters.
+        optimizer: its ``init`` makes the optimiser state, of what trains.
         key: a typed key, as from ``jax.random.key``.
         frozen: parameters that are used and never trained.
         extra: the algorithm's own state.
+        trainable: what trains; ``None`` for all.
 
     Returns:
         A ``TrainState``.
 
     Raises:
-        ValueError: if ``key`` is an old-style ``uint32[2]`` key.
+        ValueError: if ``key`` is an old-style ``uint32[2]`` key, or ``trainable`` matches nothing.
     """
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         raise ValueError("key must be a typed key: jax.random.key(seed), not jax.random.PRNGKey")
@@ -150,7 +223,7 @@ def new_state(
         step=jnp.int32(0),
         key=key,
         params=params,
-        opt_state=optimizer.init(params),
+        opt_state=optimizer.init(split_trainable(params, trainable)[0]),
         frozen=frozen,
         extra=extra,
         skipped=jnp.int32(0),
@@ -179,7 +252,7 @@ def advance(
     Args:
         state: before the step.
         metrics: the step's; ``skipped``, how many in a row were skipped, is added.
-        params: after the step.
+        params: after the step; what does not train must be the very arrays of ``state``.
         opt_state: after the step.
         extra: after the step.
         watched: further metrics, which may be what they like.
@@ -190,7 +263,9 @@ def advance(
     finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
     old = (state.params, state.opt_state, state.extra)
     kept = jax.tree.map(
-        lambda after, before: jnp.where(finite, after, before), (params, opt_state, extra), old
+        lambda after, before: before if after is before else jnp.where(finite, after, before),
+        (params, opt_state, extra),
+        old,
     )
     skipped = jnp.where(finite, 0, state.skipped + 1)
     state = state.replace(
@@ -198,3 +273,39 @@ def advance(
     )
     metrics = metrics | (watched or {}) | {"skipped": skipped}
     return state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
+
+
+def descended(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    *,
+    axis_name: str | None,
+    trainable: trees.Patterns | None = None,
+    batch: PyTree = None,
+    accumulate: int = 1,
+) -> tuple[TrainState, Metrics]:
+    """The state after one update of what trains; the gradient is of nothing else.
+
+    Args:
+        objective: of all parameters, and of the batch if there is one.
+        optimizer: as of ``new_state``.
+        state: before the step.
+        axis_name: the pmapped axis, if any.
+        trainable: as of ``new_state``.
+        batch: as of ``gradients``.
+        accumulate: as of ``gradients``.
+
+    Returns:
+        As ``advance``.
+    """
+    trained, rest = split_trainable(state.params, trainable)
+    gradient, metrics = gradients(
+        lambda t, *b: objective(trees.join(t, rest), *b),
+        trained,
+        axis_name,
+        batch=batch,
+        accumulate=accumulate,
+    )
+    trained, opt_state = updated(optimizer, gradient, trained, state.opt_state)
+    return advance(state, metrics, params=trees.join(trained, rest), opt_state=opt_state)

@@ -4,8 +4,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, updated
-from rlhf_jax.algorithms.feedback import Feedback, imitated, judged, lined_up
+from rlhf_jax import trees
+from rlhf_jax.algorithms.common import Term, descended, new_state
+from rlhf_jax.algorithms.feedback import Feedback, check_separable, imitated, judged, lined_up
+from rlhf_jax.algorithms.partial import (
+    frozen_reference,
+    read_trunk,
+    split_trainable,
+    whole_reference,
+)
 from rlhf_jax.implicit_rewards import log_ratio
 from rlhf_jax.losses import bradley_terry, cross_entropy
 from rlhf_jax.sequences import token_log_probs, token_mean
@@ -20,6 +27,7 @@ from rlhf_jax.types import (
     RankingLoss,
     RatingLoss,
     TrainState,
+    TrunkFn,
 )
 
 __all__ = ["direct"]
@@ -35,6 +43,9 @@ def direct(
     loss_weight: float = 1.0,
     supervised_weight: float = 0.0,
     reference_free: bool = False,
+    trainable: trees.Patterns | None = None,
+    trunk_fn: TrunkFn | None = None,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""A loss of human feedback on the policy's implicit rewards.
@@ -56,11 +67,21 @@ def direct(
             chosen, the desirable, the best of a ranking).
         reference_free: whether to do without a reference policy, for implicit rewards that ignore
             it (their ``ref_log_probs`` are then zeros).
+        trainable: what of the parameters trains: patterns of their paths, such as
+            ``"layers/*/lora_*"``, or a predicate of the path (``trees``). The rest has neither
+            gradient nor optimiser state. By default all.
+        trunk_fn: the lower layers, ``(params, tokens, mask) -> hidden``, of which nothing may
+            train. They are run once a batch, for policy and reference; ``logits_fn``
+            is then of the others, ``(params, hidden, mask) -> logits``.
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. Not with
+            ``Rated.unrelated``.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
-        An ``Algorithm``. ``init(params, key, reference=None)``: the reference is by default a copy
-        of ``params``. The batch is ``Preferences``, ``Rated`` or ``Ranked`` (rows without any
+        An ``Algorithm``. ``init(params, key, reference=None)``: the reference is by default the
+        initial ``params``. Of what does not train no copy is kept, unless it is given one of its
+        own. The batch is ``Preferences``, ``Rated`` or ``Ranked`` (rows without any
         response token are padding). Metrics ``loss`` and ``grad_norm``, and with ``Preferences``
         ``accuracy`` (ties half), ``margin``, ``chosen_reward``, ``rejected_reward``; with ``Rated``
         ``reward``, ``desirable_reward``, ``undesirable_reward``, ``unrelated_reward``; with
@@ -70,22 +91,29 @@ def direct(
     """
 
     def init(params: Params, key: Key, reference: Params | None = None) -> TrainState:
-        reference = params if reference is None else reference
-        return new_state(params, optimizer, key, frozen=() if reference_free else reference)
+        trained, _ = split_trainable(params, trainable)
+        frozen = frozen_reference(reference, params, trained, trunk=trunk_fn is not None)
+        frozen = () if reference_free else frozen
+        return new_state(params, optimizer, key, frozen=frozen, trainable=trainable)
 
     def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
-        rows, valid = lined_up(batch)
-        mask = rows.response_mask
+        check_separable(batch, accumulate)
 
-        def log_probs_of(params):
-            return token_log_probs(logits_fn(params, rows.tokens, rows.mask), rows.tokens)
+        def objective(params, batch):
+            rows, valid = lined_up(batch)
+            mask, read = rows.response_mask, rows.tokens
+            if trunk_fn is not None:
+                parts = split_trainable(params, trainable)
+                read = read_trunk(trunk_fn, *parts, rows.tokens, rows.mask)
 
-        if reference_free:
-            ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
-        else:
-            ref_log_probs = jax.lax.stop_gradient(log_probs_of(state.frozen))
+            def log_probs_of(params):
+                return token_log_probs(logits_fn(params, read, rows.mask), rows.tokens)
 
-        def objective(params):
+            if reference_free:
+                ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
+            else:
+                reference = whole_reference(state.frozen, state.params)
+                ref_log_probs = jax.lax.stop_gradient(log_probs_of(reference))
             log_probs = log_probs_of(params)
             rewards = beta * implicit_reward(log_probs, ref_log_probs, mask)
             mean, further = judged(
@@ -98,8 +126,14 @@ def direct(
                 terms["supervised"] = Term(supervised_weight, token_mean(losses, text))
             return terms, further
 
-        gradient, metrics = gradients(objective, state.params, axis_name)
-        params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
-        return advance(state, metrics, params=params, opt_state=opt_state)
+        return descended(
+            objective,
+            optimizer,
+            state,
+            axis_name=axis_name,
+            trainable=trainable,
+            batch=batch,
+            accumulate=accumulate,
+        )
 
     return Algorithm(init, step)

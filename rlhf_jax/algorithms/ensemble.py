@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import trees
 from rlhf_jax.algorithms.common import check_stacked
 from rlhf_jax.types import Algorithm, Batch, Key, Metrics, Params, PyTree, TrainState
 
@@ -16,6 +17,7 @@ def ensemble(
     own_batches: bool = False,
     own_frozen: bool = False,
     same_draws: bool = False,
+    trainable: trees.Patterns | None = None,
 ) -> Algorithm:
     r"""Trains ``M`` copies side by side, which share nothing but the program.
 
@@ -36,6 +38,8 @@ def ensemble(
             stored once.
         same_draws: whether all members draw with one key, so that only what they are made of and
             trained on tells them apart.
+        trainable: the ``trainable`` that ``algorithm`` was built with, if the rest of the
+            parameters is to be shared and stored once: only what matches is then ``[M, ...]``.
 
     Returns:
         An ``Algorithm``. ``init(params, key, **frozen)``: the parameters are ``[M, ...]``, as from
@@ -46,8 +50,8 @@ def ensemble(
 
     Raises:
         ValueError: if ``members`` is not positive, the parameters (or the batch, the frozen
-            networks) are not of ``M`` members, or a frozen network would be each member's own
-            although ``own_frozen`` is false.
+            networks) are not of ``M`` members, a frozen network would be each member's own although
+            ``own_frozen`` is false, or the algorithm trains what is to be shared.
 
     Reference: as a guard against overoptimisation, Coste et al. 2023,
     https://arxiv.org/abs/2310.02743
@@ -70,23 +74,25 @@ def ensemble(
             return jnp.broadcast_to(key, (members,))
         return jax.vmap(lambda m: jax.random.fold_in(key, m))(jnp.arange(members))
 
-    # How the fields of a state are laid out: what is None is shared by all.
-    axes = TrainState(
-        step=None,
-        key=0,
-        params=0,
-        opt_state=0,
-        frozen=0 if own_frozen else None,
-        extra=0,
-        skipped=0,
-    )
+    def axes_of(params: Params) -> TrainState:
+        """How the fields of a state are laid out: what is None is shared by all."""
+        return TrainState(
+            step=None,
+            key=0,
+            params=trees.axes(params, trainable, name="trainable"),
+            opt_state=0,
+            frozen=0 if own_frozen else None,
+            extra=0,
+            skipped=0,
+        )
 
     def init(params: Params, key: Key, **frozen: PyTree) -> TrainState:
-        of_members(params=params)
+        of_members(params=trees.split(params, trainable, name="trainable")[0])
         if own_frozen:
             of_members(**frozen)
 
-        layout = (0, 0, 0 if own_frozen else None)
+        axes = axes_of(params)
+        layout = (axes.params, 0, 0 if own_frozen else None)
         start = jax.vmap(lambda p, k, f: algorithm.init(p, k, **f), layout, axes)
         try:
             state = start(params, keys(key), frozen)
@@ -103,8 +109,17 @@ def ensemble(
         if own_batches:
             of_members(batch=batch)
         inner = state.replace(key=keys(state.key))
+        axes = axes_of(state.params)
         one = jax.vmap(algorithm.step, (axes, 0 if own_batches else None), (axes, 0))
-        after, metrics = one(inner, batch)
+        try:
+            after, metrics = one(inner, batch)
+        except ValueError as error:
+            if "out_axes" not in str(error):
+                raise
+            raise ValueError(
+                "the algorithm trains parameters that its members are to share: build it with "
+                "the same trainable as the ensemble"
+            ) from None
         metrics = {name: jnp.mean(values, axis=0) for name, values in metrics.items()}
         metrics["skipped"] = jnp.max(after.skipped).astype(jnp.float32)
         return after.replace(key=state.key), metrics

@@ -12,8 +12,9 @@ from rlhf_jax.types import Key, LogitsFn, Params, PyTree, RewardFn, Sequences, S
 
 __all__ = ["Adapted", "Experience", "Frozen", "SharedFn", "minibatches_of", "scorer"]
 
-# reference's parameters, reward's parameters, sequences -> Shared
-SharedFn = Callable[[Params, Params, Sequences], Shared]
+# reference's parameters, reward's parameters, sequences -> Shared; with trunk_fn a fourth argument,
+# what the reference reads in the tokens' place
+SharedFn = Callable[..., Shared]
 
 
 class Frozen(NamedTuple):
@@ -45,7 +46,8 @@ class Adapted(NamedTuple):
 class Experience(NamedTuple):
     """What one round of sampling leaves for the updates; every field ``[B, T]``.
 
-    Only ``features`` is ``[B, T, D]``, or ``()`` where the critic reads the tokens itself.
+    But ``features`` is ``[B, T, D]``, or ``()`` where the critic reads the tokens itself; and
+    ``read``, what the policy reads, is ``tokens`` or what ``trunk_fn`` made of them.
     """
 
     tokens: jax.Array
@@ -57,6 +59,7 @@ class Experience(NamedTuple):
     old_values: jax.Array
     returns: jax.Array
     features: jax.Array | tuple[()]
+    read: PyTree
 
 
 def scorer(
@@ -65,7 +68,7 @@ def scorer(
     shared_fn: SharedFn | None,
     aggregate: Adaptive | None,
     axis_name: str | None,
-) -> Callable[[TrainState, Sequences, jax.Array], tuple[Shared, list[jax.Array]]]:
+) -> Callable[[TrainState, Sequences, PyTree, jax.Array], tuple[Shared, list[jax.Array]]]:
     """Scores samples, and reads them with the reference.
 
     Args:
@@ -76,9 +79,9 @@ def scorer(
         axis_name: the pmapped axis, if any.
 
     Returns:
-        ``(state, sequences, mask[B, T]) -> (Shared, means)``: the reference's logits; rewards
-        ``[B]`` or ``[B, T]``, 0 where masked; and, with ``aggregate``, what was earned of each
-        model on average.
+        ``(state, sequences, read, mask[B, T]) -> (Shared, means)``: the reference's logits, of
+        what it reads; rewards ``[B]`` or ``[B, T]``, 0 where masked; and, with ``aggregate``, what
+        was earned of each model on average.
 
     Raises:
         ValueError: unless exactly one of ``reward_fn`` and ``shared_fn`` is given; when called, if
@@ -87,15 +90,18 @@ def scorer(
     if (reward_fn is None) == (shared_fn is None):
         raise ValueError("give either reward_fn or shared_fn; of the two, the other is None")
 
-    def scored(state: TrainState, sequences: Sequences, mask: jax.Array) -> tuple[Shared, list]:
+    def scored(
+        state: TrainState, sequences: Sequences, read: PyTree, mask: jax.Array
+    ) -> tuple[Shared, list]:
         """The reference's logits; one reward an answer or a token; the mean of each model's."""
         reference, params = state.frozen.reference, state.frozen.reward
         if shared_fn is None:
             rewards = reward_fn(params, sequences)
-            logits = logits_fn(reference, sequences.tokens, sequences.mask)
+            logits = logits_fn(reference, read, sequences.mask)
             found = Shared(logits, rewards, ())
         else:
-            found = shared_fn(reference, params, sequences)
+            trunk = () if read is sequences.tokens else (read,)  # It can read the tokens itself.
+            found = shared_fn(reference, params, sequences, *trunk)
         rewards = found.rewards.astype(jnp.float32)
         models = () if aggregate is None else rewards.shape[:1]
         if rewards.shape not in (models + mask.shape[:1], models + mask.shape):

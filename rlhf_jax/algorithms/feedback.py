@@ -16,7 +16,7 @@ from rlhf_jax.algorithms.common import divided, rows_mean
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import Preferences, Ranked, Rated, Sequences
 
-__all__ = ["Feedback", "imitated", "judged", "lined_up", "sides"]
+__all__ = ["Feedback", "check_separable", "imitated", "judged", "lined_up", "sides"]
 
 Feedback = Preferences | Rated | Ranked
 
@@ -46,6 +46,15 @@ def lined_up(batch: Feedback) -> tuple[Sequences, jax.Array]:
     every = sides(batch)
     rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
     return rows, jnp.any(every[0].response_mask, axis=-1)
+
+
+def check_separable(batch: Feedback, accumulate: int) -> None:
+    """A batch that is to be cut into parts is judged row by row; else a ``ValueError``."""
+    if accumulate > 1 and isinstance(batch, Rated) and batch.unrelated is not None:
+        raise ValueError(
+            f"accumulate must be 1 with ratings that have unrelated answers, not {accumulate}: the "
+            "divergence that they measure is one of the whole batch"
+        )
 
 
 def judged(

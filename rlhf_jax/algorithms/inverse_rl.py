@@ -25,6 +25,7 @@ from rlhf_jax.algorithms.common import (
     updated,
 )
 from rlhf_jax.algorithms.feedback import judged, lined_up
+from rlhf_jax.algorithms.partial import whole_reference
 from rlhf_jax.algorithms.presets import rloo
 from rlhf_jax.sequences import Mean, token_log_probs
 from rlhf_jax.types import (
@@ -129,7 +130,8 @@ def inverse_rl(
         policy: builds the policy's algorithm: ``(logits_fn, sample_fn, reward_fn, optimizer,
             kl_coefficient=, axis_name=) -> Algorithm``, such as ``policy_gradient`` or any preset
             on prompts. For the reward to be the demonstrators' its penalty must be in the reward
-            (``rloo``, ``reinforce``, ``ppo`` with a fixed coefficient).
+            (``rloo``, ``reinforce``, ``ppo`` with a fixed coefficient). A ``partial`` with
+            ``trainable=`` trains a part of the policy.
         samples_per_prompt: how many answers to each prompt the reward is shown.
         reward_updates: how many updates of the reward a step makes, on the same samples.
         importance_weighted: whether samples are weighted, among themselves, by ``pi_ref exp(r /
@@ -142,7 +144,7 @@ def inverse_rl(
 
     Returns:
         An ``Algorithm``. ``init(params, key, reference=None, watched=())``: the parameters are
-        ``PolicyAndReward``, the reference by default a copy of the policy. The batch is a
+        ``PolicyAndReward``, the reference by default the initial policy. The batch is a
         ``Demonstrated`` or a plain ``(demonstrations, prompts)``. Metrics are the policy's
         (``reward``, ``kl``, ``loss``, ...) and, of the reward's fit, ``reward_loss``,
         ``reward_grad_norm``, ``demonstration_reward`` and ``sample_reward`` (whose difference ends
@@ -190,6 +192,7 @@ def inverse_rl(
         """Fresh samples, and the log-ratios of demonstrations and samples."""
         actor = state.params.policy
         actor = actor.policy if isinstance(actor, ActorCritic) else actor
+        reference = whole_reference(state.frozen.reference, actor)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _OPPONENTS)
         asked = jax.tree.map(lambda x: jnp.repeat(x, samples_per_prompt, axis=0), batch.prompts)
         samples = sample_fn(actor, asked, row_keys(key, asked.tokens.shape[0], axis_name))
@@ -199,7 +202,7 @@ def inverse_rl(
         def log_ratios(rows: Sequences) -> jax.Array:
             ours, theirs = (
                 token_log_probs(logits_fn(params, rows.tokens, rows.mask), rows.tokens)
-                for params in (actor, state.frozen.reference)
+                for params in (actor, reference)
             )
             return jnp.sum(jnp.where(rows.response_mask, ours - theirs, 0), axis=-1)
 

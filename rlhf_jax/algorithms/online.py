@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax import trees
 from rlhf_jax.algorithms.common import (
     Term,
-    advance,
+    descended,
     divided,
-    gradients,
     new_state,
     row_keys,
     rows_mean,
-    updated,
 )
 from rlhf_jax.algorithms.direct import direct
+from rlhf_jax.algorithms.partial import frozen_reference, split_trainable, whole_reference
 from rlhf_jax.losses import bradley_terry, reinforce
 from rlhf_jax.sequences import sequence_sum, token_log_probs, token_mean
 from rlhf_jax.types import (
@@ -49,12 +49,13 @@ class Judged(NamedTuple):
     judge: Params
 
 
-def _init(optimizer):
+def _init(optimizer, trainable):
     def init(
         params: Params, key: Key, judge: Params = (), reference: Params | None = None
     ) -> TrainState:
-        reference = params if reference is None else reference
-        return new_state(params, optimizer, key, frozen=Judged(reference, judge))
+        reference = frozen_reference(reference, params, split_trainable(params, trainable)[0])
+        frozen = Judged(reference, judge)
+        return new_state(params, optimizer, key, frozen=frozen, trainable=trainable)
 
     return init
 
@@ -75,6 +76,7 @@ def online_dpo(
     *,
     beta: float = 0.1,
     loss: PreferenceLoss = bradley_terry,
+    trainable: trees.Patterns | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Direct preference optimisation on pairs that the policy writes and a judge compares.
@@ -94,14 +96,15 @@ def online_dpo(
         optimizer: any optax transformation.
         beta: multiplies the log-ratio; reward per nat.
         loss: any preference loss; with ``partial(squared, tau=...)`` and ``beta=1`` online IPO.
+        trainable: what of the parameters trains, as of ``direct``; by default all.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
         An ``Algorithm``. ``init(params, key, judge=(), reference=None)``: the reference is by
-        default a copy of ``params``. The batch is ``Prompts`` (rows without any token are padding).
-        Metrics as of ``direct`` (the chosen is the one more likely to be preferred), ``kl`` (nats a
-        sequence), ``length`` (tokens), ``entropy`` (nats a token), ``confidence`` (of the judge in
-        its answer, from 0.5 to 1).
+        default the initial ``params``. The batch is ``Prompts`` (rows without any token are
+        padding). Metrics as of ``direct`` (the chosen is the one more likely to be preferred),
+        ``kl`` (nats a sequence), ``length`` (tokens), ``entropy`` (nats a token), ``confidence``
+        (of the judge in its answer, from 0.5 to 1).
 
     Reference: Guo et al. 2024, https://arxiv.org/abs/2402.04792; online IPO, Calandriello et al.
     2024, https://arxiv.org/abs/2403.08635
@@ -125,14 +128,21 @@ def online_dpo(
         pairs = Preferences(
             jax.tree.map(picked, first, second), jax.tree.map(picked, second, first)
         )
-        update = direct(logits_fn, optimizer, beta=beta, loss=expected, axis_name=axis_name)
+        update = direct(
+            logits_fn,
+            optimizer,
+            beta=beta,
+            loss=expected,
+            trainable=trainable,
+            axis_name=axis_name,
+        )
         after, metrics = update.step(state.replace(frozen=state.frozen.reference), pairs)
         metrics["kl"] = (metrics["chosen_reward"] + metrics["rejected_reward"]) / (2 * beta)
         valid = jnp.any(first.response_mask, axis=-1)
         more = _described(answers) | {"confidence": rows_mean(confidence, valid)}
         return after.replace(frozen=state.frozen), metrics | divided(more, axis_name)
 
-    return Algorithm(_init(optimizer), step)
+    return Algorithm(_init(optimizer, trainable), step)
 
 
 def nash_md(
@@ -143,6 +153,7 @@ def nash_md(
     optimizer: optax.GradientTransformation,
     *,
     kl_coefficient: float = 0.1,
+    trainable: trees.Patterns | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Nash learning from human feedback: a policy that no other is preferred to.
@@ -164,13 +175,14 @@ def nash_md(
         judge_fn: ``(frozen.judge, first, second) -> probability[B]`` that the first is preferred.
         optimizer: any optax transformation.
         kl_coefficient: ``tau``, in win rate per nat.
+        trainable: what of the parameters trains, as of ``direct``; by default all.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
         An ``Algorithm``. ``init(params, key, judge=(), reference=None)``: the reference is by
-        default a copy of ``params``. The batch is ``Prompts`` (rows without any token are padding).
-        Metrics ``loss``, ``win_rate`` (against the mixture), ``kl`` (nats a sequence), ``length``
-        (tokens), ``entropy`` (nats a token), ``grad_norm``.
+        default the initial ``params``. The batch is ``Prompts`` (rows without any token are
+        padding). Metrics ``loss``, ``win_rate`` (against the mixture), ``kl`` (nats a sequence),
+        ``length`` (tokens), ``entropy`` (nats a token), ``grad_norm``.
 
     Reference: Munos et al. 2023, https://arxiv.org/abs/2312.00886
     """
@@ -178,7 +190,8 @@ def nash_md(
     def step(state: TrainState, prompts: Prompts) -> tuple[TrainState, Metrics]:
         key, rival_key = jax.random.split(jax.random.fold_in(state.key, state.step))
         answers = _answers(sample_fn, state.params, prompts, key, axis_name)
-        both = (state.params, state.frozen.reference)
+        reference = whole_reference(state.frozen.reference, state.params)
+        both = (state.params, reference)
         rivals = _answers(opponent_fn, both, prompts, rival_key, axis_name)
         tokens, mask = answers.tokens, answers.response_mask
         valid = jnp.any(mask, axis=-1)
@@ -188,7 +201,7 @@ def nash_md(
             return jnp.where(mask, log_probs, 0)
 
         sampled = jnp.where(mask, answers.log_probs, 0)
-        ratio = jnp.sum(sampled - log_probs_of(state.frozen.reference), axis=-1)
+        ratio = jnp.sum(sampled - log_probs_of(reference), axis=-1)
         wins = judge_fn(state.frozen.judge, answers, rivals)
         advantages = (wins - 0.5 - kl_coefficient * ratio)[:, None] * jnp.ones_like(sampled)
 
@@ -200,11 +213,9 @@ def nash_md(
                 **_described(answers),
             }
 
-        gradient, metrics = gradients(objective, state.params, axis_name)
-        params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
-        return advance(state, metrics, params=params, opt_state=opt_state)
+        return descended(objective, optimizer, state, axis_name=axis_name, trainable=trainable)
 
-    return Algorithm(_init(optimizer), step)
+    return Algorithm(_init(optimizer, trainable), step)
 
 
 def _described(answers: Sequences) -> dict:

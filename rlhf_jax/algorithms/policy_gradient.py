@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import advantages as adv
-from rlhf_jax import checks
+from rlhf_jax import checks, trees
 from rlhf_jax.aggregates import Adaptive, Aggregate, fixed
 from rlhf_jax.algorithms.common import (
     Term,
@@ -26,6 +26,12 @@ from rlhf_jax.algorithms.experience import (
     SharedFn,
     minibatches_of,
     scorer,
+)
+from rlhf_jax.algorithms.partial import (
+    frozen_reference,
+    read_trunk,
+    split_trainable,
+    whole_reference,
 )
 from rlhf_jax.divergences import Coefficient, fixed_coefficient, kl_k1
 from rlhf_jax.losses import clipped_value, reinforce
@@ -52,6 +58,7 @@ from rlhf_jax.types import (
     Sequences,
     TokenAdvantage,
     TrainState,
+    TrunkFn,
     ValueFn,
     ValueLoss,
 )
@@ -92,8 +99,11 @@ def policy_gradient(
     aggregation: Aggregation = token_mean,
     epochs: int = 1,
     minibatches: int = 1,
+    accumulate: int = 1,
     temperature: float = 1.0,
     watch: Callable[[Params, Sequences], dict[str, jax.Array]] | None = None,
+    trainable: trees.Patterns | None = None,
+    trunk_fn: TrunkFn | None = None,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Improves a policy against a reward: sample, score, estimate advantages, update.
@@ -138,18 +148,29 @@ def policy_gradient(
         epochs: how often each sample is learnt from.
         minibatches: into how many updates an epoch is cut. The sequences are assigned to them at
             random within blocks of that many neighbours, the same on any number of devices.
+        accumulate: into how many parts each minibatch is cut for the gradient, one after the
+            other: less memory, and to rounding the same step.
         temperature: the one that ``sample_fn`` samples with.
         watch: ``(frozen.watched, sequences) -> {name: values[B]}``, further metrics of the samples,
             such as the score of a judge that the policy is not trained on. A scalar, such as a
             batch's diversity, stands for all rows.
+        trainable: what of the parameters trains: patterns of their paths, such as
+            ``"layers/*/lora_*"`` (with a critic ``"policy/layers/*"`` and ``"critic/*"``), or a
+            predicate of the path (``trees``). The rest has neither gradient nor optimiser state.
+            By default all.
+        trunk_fn: the policy's lower layers, ``(params, tokens, mask) -> hidden``, of which nothing
+            may train. They are run once a round of samples, for policy and reference and all
+            updates; ``logits_fn`` is then of the others, ``(params, hidden, mask) -> logits``, and
+            ``shared_fn`` has ``hidden`` as its fourth argument.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
         An ``Algorithm``. ``init(params, key, reward=(), reference=None, watched=())``: the
-        reference is by default a copy of the policy. The batch is ``Prompts`` (rows without any
-        token are padding). Metrics: ``reward`` (of a whole answer; with ``aggregate`` also each
-        model's, ``reward_0`` and so on), ``kl`` (nats a sequence), ``kl_coefficient``,
-        ``entropy`` (nats a token, estimated from the samples), ``length`` (tokens), ``loss``,
+        reference is by default the initial policy. Of what does not train no copy is kept, unless
+        it is given one of its own. The batch is ``Prompts`` (rows without any token are padding).
+        Metrics: ``reward`` (of a whole answer; with ``aggregate`` also each model's, ``reward_0``
+        and so on), ``kl`` (nats a sequence), ``kl_coefficient``, ``entropy`` (nats a token,
+        estimated from the samples), ``length`` (tokens), ``loss``,
         ``update_kl`` (how far the updates moved the policy, nats a token), ``grad_norm``.
 
     Raises:
@@ -186,6 +207,8 @@ def policy_gradient(
         checks.takes(advantage, "advantage", "rewards", "values", "mask")
     else:
         checks.takes(advantage, "advantage", "rewards", *(["baseline"] if baseline_fn else []))
+    if trunk_fn is not None and shared_fn is not None:
+        checks.takes(shared_fn, "shared_fn", "reference", "reward", "sequences", "hidden")
     if not isinstance(kl_coefficient, Coefficient):
         kl_coefficient = fixed_coefficient(kl_coefficient)
 
@@ -201,10 +224,20 @@ def policy_gradient(
     ) -> TrainState:
         if value_fn is not None and not isinstance(params, ActorCritic):
             raise ValueError("with a critic, params must be ActorCritic(policy, critic)")
-        reference = policy_of(params) if reference is None else reference
+        trained = policy_of(split_trainable(params, trainable)[0])
+        reference = frozen_reference(
+            reference, policy_of(params), trained, trunk=trunk_fn is not None
+        )
         frozen = Frozen(reference, reward, watched)
         extra = Adapted(kl_coefficient.init(), () if aggregate is None else aggregate.init())
-        return new_state(params, optimizer, key, frozen=frozen, extra=extra)
+        return new_state(params, optimizer, key, frozen=frozen, extra=extra, trainable=trainable)
+
+    def read_of(params: Params, sequences: Sequences) -> PyTree:
+        """What the policy's logits are of."""
+        if trunk_fn is None:
+            return sequences.tokens
+        parts = map(policy_of, split_trainable(params, trainable))
+        return read_trunk(trunk_fn, *parts, sequences.tokens, sequences.mask)
 
     def values_of(critic: Params, experience: Sequences | Experience, features) -> jax.Array:
         """The critic's, which reads the tokens, or the reference's features."""
@@ -215,7 +248,8 @@ def policy_gradient(
         """The rewards of the answers that are compared with."""
         keys = row_keys(jax.random.fold_in(key, _BASELINE), prompts.tokens.shape[0], axis_name)
         answers = baseline_fn(policy_of(state.params), prompts, keys)
-        rewards = scored(state, answers, answers.response_mask)[0].rewards
+        read = read_of(state.params, answers)
+        rewards = scored(state, answers, read, answers.response_mask)[0].rewards
         return rewards if rewards.ndim == 1 else jnp.sum(rewards, axis=-1)
 
     def explore(
@@ -224,6 +258,8 @@ def policy_gradient(
         """Samples, scores and estimates advantages; metrics, and those that are only watched."""
         key = jax.random.fold_in(state.key, state.step)
         policy = policy_of(state.params)
+        reference = whole_reference(state.frozen.reference, policy)
+        state = state.replace(frozen=state.frozen._replace(reference=reference))
         answered = jax.tree.map(lambda x: jnp.repeat(x, samples_per_prompt, axis=0), prompts)
         keys = row_keys(key, answered.tokens.shape[0], axis_name)
         sequences: Sequences = sample_fn(policy, answered, keys)
@@ -233,7 +269,8 @@ def policy_gradient(
         old_log_probs = jnp.where(mask, sequences.log_probs, 0)
         tokens = sequences.tokens
 
-        found, each_model = scored(state, sequences, mask)
+        read = read_of(state.params, sequences)
+        found, each_model = scored(state, sequences, read, mask)
         ref_log_probs = token_log_probs(found.logits, tokens, temperature=temperature)
         ref_log_probs = jnp.where(mask, ref_log_probs, 0)
         penalty = jnp.zeros_like(old_log_probs)
@@ -283,15 +320,19 @@ def policy_gradient(
             old_values=values,
             returns=returns,
             features=() if value_fn is None else found.features,
+            read=read,
         )
         return experience, adapted, metrics, divided(seen, axis_name)
 
-    def update(carry: tuple[Params, PyTree], batch: Experience, coefficient: jax.Array):
+    def update(
+        carry: tuple[Params, PyTree], batch: Experience, rest: Params, coefficient: jax.Array
+    ):
         """One optimiser step on one minibatch."""
-        params, opt_state = carry
+        trained, opt_state = carry
 
-        def objective(params):
-            logits = logits_fn(policy_of(params), batch.tokens, batch.mask)
+        def objective(trained, batch):
+            params = trees.join(trained, rest)
+            logits = logits_fn(policy_of(params), batch.read, batch.mask)
             if entropy_weight:
                 log_probs, entropies = log_probs_and_entropies(
                     logits, batch.tokens, temperature=temperature
@@ -314,8 +355,10 @@ def policy_gradient(
             moved = jax.lax.stop_gradient(log_probs - batch.old_log_probs)
             return terms, {"update_kl": token_mean(jnp.expm1(moved) - moved, mask)}
 
-        gradient, metrics = gradients(objective, params, axis_name)
-        return updated(optimizer, gradient, params, opt_state), metrics
+        gradient, metrics = gradients(
+            objective, trained, axis_name, batch=batch, accumulate=accumulate
+        )
+        return updated(optimizer, gradient, trained, opt_state), metrics
 
     def step(state: TrainState, batch: Prompts) -> tuple[TrainState, Metrics]:
         rows = batch.tokens.shape[0] * samples_per_prompt
@@ -324,17 +367,19 @@ def policy_gradient(
                 f"{rows} sequences ({batch.tokens.shape[0]} prompts a device, {samples_per_prompt} "
                 f"samples each) cannot be cut into {minibatches} minibatches"
             )
+        trained, rest = split_trainable(state.params, trainable)
         experience, adapted, metrics, watched = explore(state, batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
 
         def epoch(carry, index):
             cut = minibatches_of(experience, jax.random.fold_in(key, index), minibatches, axis_name)
             coefficient = state.extra.kl_coefficient
-            return jax.lax.scan(lambda c, b: update(c, b, coefficient), carry, cut)
+            return jax.lax.scan(lambda c, b: update(c, b, rest, coefficient), carry, cut)
 
-        carry = (state.params, state.opt_state)
-        (params, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
+        carry = (trained, state.opt_state)
+        (trained, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
         metrics |= jax.tree.map(jnp.mean, history)
+        params = trees.join(trained, rest)
         after = {"params": params, "opt_state": opt_state, "extra": adapted}
         return advance(state, metrics, **after, watched=watched)
 

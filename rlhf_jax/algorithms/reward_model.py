@@ -6,16 +6,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from rlhf_jax import trees
 from rlhf_jax.algorithms.common import (
     Term,
-    advance,
-    gradients,
+    descended,
     new_state,
     row_keys,
     rows_mean,
-    updated,
 )
-from rlhf_jax.algorithms.feedback import Feedback, judged, lined_up
+from rlhf_jax.algorithms.feedback import Feedback, check_separable, judged, lined_up, sides
 from rlhf_jax.losses import bradley_terry
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import (
@@ -43,6 +42,8 @@ def reward_model(
     regulariser: Callable[[Params], jax.Array] | None = None,
     centering: float = 0.0,
     token_dropout: float = 0.0,
+    trainable: trees.Patterns | None = None,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Fits a score to human feedback.
@@ -67,6 +68,12 @@ def reward_model(
             sequence; ratings, of tokens or of texts, have a zero of their own.
         token_dropout: the probability with which each token is hidden from the model while
             training, through the mask.
+        trainable: what of the parameters trains: patterns of their paths, such as
+            ``"head/*"``, or a predicate of the path (``trees``). The rest has neither
+            gradient nor optimiser state. By default all.
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. Not with
+            ``Rated.unrelated``.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -85,20 +92,26 @@ def reward_model(
         raise ValueError(f"token_dropout must be at least 0 and below 1, not {token_dropout}")
 
     def init(params: Params, key: Key) -> TrainState:
-        return new_state(params, optimizer, key)
+        return new_state(params, optimizer, key, trainable=trainable)
 
     def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
-        rows, valid = lined_up(batch)
-        mask, judgements = rows.mask, valid.size
+        check_separable(batch, accumulate)
+        keys = ()
         if token_dropout:
             key = jax.random.fold_in(state.key, state.step)
-            sides = mask.shape[0] // judgements
-            keys = row_keys(key, judgements, axis_name)
-            keys = jax.vmap(lambda k: jax.random.split(k, sides), out_axes=1)(keys).reshape(-1)
-            keep = jax.vmap(lambda k, row: jax.random.bernoulli(k, 1 - token_dropout, row.shape))
-            mask &= keep(keys, mask)
+            keys = row_keys(key, sides(batch)[0].mask.shape[0], axis_name)
 
-        def objective(params):
+        def objective(params, given):
+            batch, keys = given
+            rows, valid = lined_up(batch)
+            mask, judgements = rows.mask, valid.size
+            if token_dropout:
+                count = mask.shape[0] // judgements
+                keys = jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys).reshape(-1)
+                keep = jax.vmap(
+                    lambda k, row: jax.random.bernoulli(k, 1 - token_dropout, row.shape)
+                )
+                mask &= keep(keys, mask)
             scores = score_fn(params, rows.tokens, mask)
             scores = scores.reshape(-1, judgements, *scores.shape[1:])
             if personal is not None:
@@ -121,8 +134,14 @@ def reward_model(
                 terms["regulariser"] = Term(1.0, Mean(regulariser(params), jnp.float32(1)))
             return terms, further
 
-        gradient, metrics = gradients(objective, state.params, axis_name)
-        params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
-        return advance(state, metrics, params=params, opt_state=opt_state)
+        return descended(
+            objective,
+            optimizer,
+            state,
+            axis_name=axis_name,
+            trainable=trainable,
+            batch=(batch, keys),
+            accumulate=accumulate,
+        )
 
     return Algorithm(init, step)

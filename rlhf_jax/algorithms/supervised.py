@@ -5,8 +5,8 @@ from collections.abc import Callable
 import jax
 import optax
 
-from rlhf_jax import checks
-from rlhf_jax.algorithms.common import Term, advance, gradients, new_state, updated
+from rlhf_jax import checks, trees
+from rlhf_jax.algorithms.common import Term, descended, new_state
 from rlhf_jax.losses import cross_entropy
 from rlhf_jax.sequences import Aggregation, token_log_probs, token_mean
 from rlhf_jax.types import Algorithm, Key, LogitsFn, Metrics, Params, Rated, Sequences, TrainState
@@ -20,6 +20,8 @@ def supervised(
     *,
     loss: Callable[..., jax.Array] = cross_entropy,
     aggregation: Aggregation = token_mean,
+    trainable: trees.Patterns | None = None,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Maximum likelihood of the responses (of all tokens, where all are marked as response).
@@ -32,6 +34,11 @@ def supervised(
         loss: ``(log_probs[B, T], mask[B, T]) -> loss[B, T]``; for rated text with a third argument,
             the ratings: ``losses.filtered``, ``losses.unlikelihood``, ``losses.reward_weighted``.
         aggregation: how token losses become one number.
+        trainable: what of the parameters trains: patterns of their paths, such as
+            ``"layers/*/lora_*"``, or a predicate of the path (``trees``). The rest has neither
+            gradient nor optimiser state. By default all.
+        accumulate: into how many parts the batch is cut for the gradient, one after the other: less
+            memory, and to rounding the same step. The loss must be of each row by itself.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -41,19 +48,26 @@ def supervised(
     """
 
     def init(params: Params, key: Key) -> TrainState:
-        return new_state(params, optimizer, key)
+        return new_state(params, optimizer, key, trainable=trainable)
 
     def step(state: TrainState, batch: Sequences | Rated) -> tuple[TrainState, Metrics]:
-        text, *ratings = (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
-        checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
-
-        def objective(params):
+        def objective(params, batch):
+            text, *ratings = (
+                (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
+            )
+            checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
             log_probs = token_log_probs(logits_fn(params, text.tokens, text.mask), text.tokens)
             losses = loss(log_probs, text.response_mask, *ratings)
             return {"loss": Term(1.0, aggregation(losses, text.response_mask))}, {}
 
-        gradient, metrics = gradients(objective, state.params, axis_name)
-        params, opt_state = updated(optimizer, gradient, state.params, state.opt_state)
-        return advance(state, metrics, params=params, opt_state=opt_state)
+        return descended(
+            objective,
+            optimizer,
+            state,
+            axis_name=axis_name,
+            trainable=trainable,
+            batch=batch,
+            accumulate=accumulate,
+        )
 
     return Algorithm(init, step)

@@ -40,6 +40,7 @@ def tokenise_preferences(
     eos_id: int | None = None,
     pad_id: int = 0,
     ties: Literal["drop", "keep", "ignore"] = "drop",
+    margins: bool = False,
 ) -> Tokenised:
     """Preference rows as ``Preferences``: prompt, response, padding.
 
@@ -61,6 +62,8 @@ def tokenise_preferences(
         pad_id: what the padding on the right holds.
         ties: what becomes of tied pairs: ``"drop"``; ``"keep"``, with ``tied`` in the batch, for
             losses that know ties; ``"ignore"``, as if the first were preferred.
+        margins: whether the rows' ``margin``, in whatever unit it is, goes into the batch, so that
+            the loss asks for it.
 
     Returns:
         ``Tokenised`` with ``Preferences`` of ``B`` rows, as wide as the longest. Anything cut or
@@ -81,9 +84,11 @@ def tokenise_preferences(
     if ties not in ("drop", "keep", "ignore"):
         raise ValueError(f"ties must be 'drop', 'keep' or 'ignore', not {ties!r}")
     encoder = encoder_of(encode, max_length, template, bos_id, eos_id)
-    kept, tied, index, counts = [], [], [], Counter()
+    kept, tied, margin, index, counts = [], [], [], [], Counter()
     for number, row in numbered(rows, "preference"):
         counts["rows"] += 1
+        if margins and row.get("margin") is None:
+            raise ValueError(f"row {number} has no margin: leave out margins=True, or that row")
         level = bool(row.get("tied"))
         if level and ties == "drop":
             counts["tied"] += 1
@@ -95,6 +100,7 @@ def tokenise_preferences(
         counts.update(prompts_cut=fitted.prompts_cut, responses_cut=fitted.responses_cut)
         kept.append(fitted)
         tied.append(level)
+        margin.append(row.get("margin"))
         index.append(number)
     report = reported(counts, index)
     # Both sides at once, so that they are of one width.
@@ -102,7 +108,12 @@ def tokenise_preferences(
     sequences, rows_each = sequences_of(both, pad_id), len(kept)
     chosen = jax.tree.map(lambda array: array[:rows_each], sequences)
     rejected = jax.tree.map(lambda array: array[rows_each:], sequences)
-    batch = Preferences(chosen, rejected, np.array(tied) if ties == "keep" else None)
+    batch = Preferences(
+        chosen,
+        rejected,
+        tied=np.array(tied) if ties == "keep" else None,
+        margin=np.array(margin, np.float32) if margins else None,
+    )
     return Tokenised(batch, np.array(index), report)
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax import checks
+from rlhf_jax import checks, vocabulary
 from rlhf_jax.judges.common import Ask, Generate, Unanswered, aligned_texts, spellings
 from rlhf_jax.types import FactoredLogits, Key, LogitsFn, Params, Prompts, SampleFn
 
@@ -108,6 +108,7 @@ def choice_log_odds(
         kernel = logits.unembedding.astype(logits.hidden.dtype)
         # Not rounded to bfloat16, where logits of 20 are an eighth of a nat apart.
         final = jnp.matmul(logits.hidden[rows, last], kernel, preferred_element_type=jnp.float32)
+        final = vocabulary.logits_of(final, 1.0, logits.softcap)
     else:
         final = logits[rows, last]
     if (highest := max(*first, *second)) >= final.shape[1]:  # a gather would clip it in silence

@@ -38,7 +38,13 @@ from rlhf_jax.measures.generalisation import (
     subset_table,
     transfer,
 )
-from rlhf_jax.measures.intervals import Interval, bootstrap
+from rlhf_jax.measures.intervals import (
+    Interval,
+    Verdict,
+    bootstrap,
+    bootstrap_pairs,
+    verdict,
+)
 from rlhf_jax.measures.overoptimisation import (
     Peak,
     best_of_n_estimate,
@@ -92,6 +98,7 @@ __all__ = [
     "SuspectRaters",
     "Transfer",
     "TriggerScan",
+    "Verdict",
     "auroc",
     "best_of_n_estimate",
     "best_of_n_gold",
@@ -100,6 +107,7 @@ __all__ = [
     "best_of_n_policy",
     "best_of_n_win_rate",
     "bootstrap",
+    "bootstrap_pairs",
     "brier",
     "cohen_kappa",
     "crowd_bradley_terry",
@@ -135,4 +143,5 @@ __all__ = [
     "trigger_scan",
     "trimmed_mean",
     "trimmed_vote",
+    "verdict",
 ]

@@ -2,14 +2,16 @@
 
 import operator
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from rlhf_jax.types import Key
 
-__all__ = ["Interval", "bootstrap"]
+__all__ = ["Interval", "Verdict", "bootstrap", "bootstrap_pairs", "verdict"]
+
+Verdict = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 
 class Interval(NamedTuple):
@@ -63,10 +65,7 @@ def bootstrap(
     values = jnp.asarray(values)
     if values.ndim < 1 or values.shape[0] < 1:
         raise ValueError(f"bootstrap needs rows of values, got the shape {values.shape}")
-    if operator.index(resamples) < 1:
-        raise ValueError(f"resamples must be at least 1: {resamples}")
-    if not 0.0 < level < 1.0:
-        raise ValueError(f"level must be between 0 and 1: {level}")
+    _check(resamples, level)
     rows = values.shape[0]
 
     def resample(key: Key) -> jax.Array:
@@ -74,6 +73,116 @@ def bootstrap(
 
     # In blocks, so that no more than 100 resamples are in memory at a time.
     drawn = jax.lax.map(resample, jax.random.split(key, resamples), batch_size=100)
+    return _between(statistic(values), drawn, level)
+
+
+def bootstrap_pairs(
+    values: jax.Array,
+    *,
+    key: Key,
+    where: jax.Array | None = None,
+    statistic: Callable[[jax.Array], jax.Array] = lambda means: means,
+    resamples: int = 1000,
+    level: float = 0.95,
+) -> Interval:
+    r"""An interval for a mean over all pairs of items: the items are drawn, not the pairs.
+
+    .. math:: \bar v = \frac{\sum_{i \ne j} n_i n_j w_{ij} v_{ij}}
+              {\sum_{i \ne j} n_i n_j w_{ij}}, \qquad n \sim \operatorname{Multinomial}(N, 1/N)
+
+    Two pairs that share an item are not independent, and an interval that draws pairs is much too
+    narrow. To compare two models, give the difference of their values.
+
+    Args:
+        values: ``float[..., N, N]``, of each ordered pair; the diagonal does not count.
+        key: a key; the same one gives the same resamples.
+        where: ``bool[N, N]``, which pairs count; ``None`` for all.
+        statistic: of the means ``[...]``, to an array; a calibration error, say, sums how far each
+            bin's mean is from 0.
+        resamples: how many times to draw.
+        level: the interval's nominal coverage, between 0 and 1.
+
+    Returns:
+        An ``Interval`` of arrays shaped like the statistic.
+
+    Raises:
+        ValueError: a shape is wrong, no pair counts, or ``resamples`` or ``level`` is out of range.
+
+    >>> scores, truth = jnp.array([0.1, 0.4, 0.3, 0.9]), jnp.arange(4.0)
+    >>> right = jnp.sign(scores[:, None] - scores) == jnp.sign(truth[:, None] - truth)
+    >>> float(bootstrap_pairs(right, key=jax.random.key(0)).estimate)  # 5 of 6 pairs
+    0.8333
+    """
+    values = jnp.asarray(values, jnp.float32)
+    if values.ndim < 2 or values.shape[-1] != values.shape[-2]:
+        raise ValueError(f"values must be [..., N, N], not {list(values.shape)}")
+    _check(resamples, level)
+    items = values.shape[-1]
+    counts = ~jnp.eye(items, dtype=bool)
+    if where is not None:
+        if where.shape != counts.shape:
+            raise ValueError(f"where must be [{items}, {items}], not {list(where.shape)}")
+        counts &= where
+    if not isinstance(counts, jax.core.Tracer) and not jnp.any(counts):
+        raise ValueError(f"no pair of {items} items counts")
+    # How often each item is drawn: once in the first row, at random in the others.
+    rows = jax.random.randint(key, (resamples, items), 0, items)
+    drawn = jax.vmap(lambda row: jnp.bincount(row, length=items))(rows)
+    drawn = jnp.concatenate([jnp.ones((1, items), jnp.float32), drawn.astype(jnp.float32)])
+
+    means = _pair_means(values.reshape(-1, items, items), counts, drawn)
+    found = jax.vmap(statistic)(means.reshape(-1, *values.shape[:-2]))
+    return _between(found[0], found[1:], level)
+
+
+@jax.jit  # Otherwise compiled anew at every call: it is called for many models in a row.
+def _pair_means(values: jax.Array, counts: jax.Array, drawn: jax.Array) -> jax.Array:
+    """Means of ``values[M, N, N]`` where ``counts``, ``[R, M]`` for ``R`` rows of ``drawn``."""
+
+    def total(matrix: jax.Array) -> jax.Array:
+        return jnp.sum((drawn @ jnp.where(counts, matrix, 0)) * drawn, axis=1)
+
+    # One matrix at a time: a product of matrices is all that a resample costs.
+    totals = jax.lax.map(total, values)
+    return (totals / jnp.maximum(total(jnp.float32(1)), 1)).T
+
+
+def verdict(interval: Interval, *, null: float, threshold: float) -> Verdict:
+    """What an interval says of the claim that something is at least a threshold.
+
+    Args:
+        interval: of a number.
+        null: what the number is if there is no effect, at most ``threshold``.
+        threshold: fixed before measuring.
+
+    Returns:
+        ``"PASS"`` if the estimate reaches the threshold and the interval lies above the null,
+        ``"FAIL"`` if the interval lies below the threshold (or below the null), and
+        ``"INCONCLUSIVE"`` otherwise, also where something is not a number.
+
+    Raises:
+        ValueError: if ``null`` is above ``threshold``.
+
+    >>> verdict(Interval(0.78, 0.76, 0.79), null=0.5, threshold=0.77)
+    'PASS'
+    """
+    if null > threshold:
+        raise ValueError(f"null ({null}) must not be above threshold ({threshold})")
+    estimate, low, high = map(float, interval)
+    if estimate >= threshold and low > null:
+        return "PASS"
+    return "FAIL" if high < threshold or high <= null else "INCONCLUSIVE"
+
+
+def _check(resamples: int, level: float) -> None:
+    if operator.index(resamples) < 1:
+        raise ValueError(f"resamples must be at least 1: {resamples}")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level must be between 0 and 1: {level}")
+
+
+def _between(estimate: jax.Array, drawn: jax.Array, level: float) -> Interval:
+    """The percentile interval of ``drawn[resamples, ...]``."""
     tail = (1.0 - level) / 2.0
     low, high = jnp.quantile(drawn, jnp.array([tail, 1.0 - tail]), axis=0)
-    return Interval(statistic(values), low, high)
+    return Interval(estimate, low, high)

@@ -1,5 +1,8 @@
 """Models: flax modules, handed on as pure functions of their parameters."""
 
+from rlhf_jax.models import lora
+from rlhf_jax.models.attention import RopeScaling
+from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.hashed import CLAUSE_ENDS, NEGATIONS, hashed_model
 from rlhf_jax.models.heads import (
     Head,
@@ -21,8 +24,9 @@ from rlhf_jax.models.transformer import (
     KVCache,
     LanguageModel,
     Transformer,
-    TransformerConfig,
+    join_layers,
     language_model,
+    split_layers,
 )
 
 __all__ = [
@@ -33,6 +37,7 @@ __all__ = [
     "LanguageModel",
     "NgramModel",
     "RaterScale",
+    "RopeScaling",
     "ScoreModel",
     "Transformer",
     "TransformerConfig",
@@ -40,13 +45,16 @@ __all__ = [
     "feature_values",
     "from_nnx",
     "hashed_model",
+    "join_layers",
     "language_model",
     "last_score",
     "linear_head",
+    "lora",
     "ngram_model",
     "rater_scale",
     "score_model",
     "shared_trunk",
+    "split_layers",
     "token_score_model",
     "trunk_scores",
     "value_model",

@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.models.transformer import Transformer, TransformerConfig
+from rlhf_jax.models.configuration import TransformerConfig
+from rlhf_jax.models.transformer import Transformer
 from rlhf_jax.sequences import align, last_token
 from rlhf_jax.types import (
     FactoredLogits,
@@ -222,7 +223,7 @@ def shared_trunk(
     head: Head,
     *,
     reward: Callable[[jax.Array, Sequences], jax.Array] = last_score,
-) -> Callable[[Params, Params, Sequences], Shared]:
+) -> Callable[..., Shared]:
     r"""The reference's logits, its features, and a reward read off them, of one forward pass.
 
     .. math:: h = f_{ref}(x), \qquad \log \pi_{ref} = \operatorname{log softmax}(U h), \qquad
@@ -237,8 +238,9 @@ def shared_trunk(
             rewards then ``[M, B]`` or ``[M, B, T]``.
 
     Returns:
-        ``shared_fn`` for ``algorithms.policy_gradient``, of the reference's parameters and the
-        head's. For a critic that reads the same features, ``feature_values``.
+        ``shared_fn`` for ``algorithms.policy_gradient``, of the reference's parameters, the
+        head's, the sequences, and, of a model above a trunk (``trunk_fn``), what that model reads
+        in the tokens' place. For a critic that reads the same features, ``feature_values``.
 
     Raises:
         TypeError: when called, if the logits are not factored.
@@ -254,8 +256,11 @@ def shared_trunk(
     ((1,), (1, 3, 8))
     """
 
-    def shared_fn(reference: Params, params: Params, sequences: Sequences) -> Shared:
-        logits = _factored(factored_logits_fn, reference, sequences.tokens, sequences.mask)
+    def shared_fn(
+        reference: Params, params: Params, sequences: Sequences, hidden: jax.Array | None = None
+    ) -> Shared:
+        read = sequences.tokens if hidden is None else hidden
+        logits = _factored(factored_logits_fn, reference, read, sequences.mask)
         rewards = reward(head.apply(params, logits.hidden), sequences)
         return Shared(logits, rewards, logits.hidden)
 
@@ -271,7 +276,7 @@ def trunk_scores(
     """A score on top of a frozen language model, to train its head.
 
     No gradient goes through the trunk. The optimiser must not hold a state for it either, nor decay
-    it: ``optax.masked(optimizer, {"trunk": False, "head": True})``.
+    it: ``reward_model(..., trainable="head/*")``.
 
     Args:
         factored_logits_fn: the frozen model's.
@@ -293,8 +298,10 @@ def trunk_scores(
     >>> score_fn = trunk_scores(model.factored_logits_fn, head)
     >>> keys = jax.random.split(jax.random.key(0))
     >>> params = {"trunk": model.init(keys[0]), "head": head.init(keys[1])}
-    >>> optimizer = optax.masked(optax.adam(1e-3), {"trunk": False, "head": True})
-    >>> sum(x.size for x in jax.tree.leaves(optimizer.init(params)))  # twice 8 + 1, and a count
+    >>> from rlhf_jax import trees
+    >>> head_alone, _ = trees.split(params, "head/*")
+    >>> state = optax.adam(1e-3).init(head_alone)
+    >>> sum(x.size for x in jax.tree.leaves(state))  # twice 8 + 1, and a count
     19
     """
 

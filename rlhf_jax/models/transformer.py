@@ -1,12 +1,16 @@
-"""The Llama architecture in flax linen, and its use as pure functions.
+"""One transformer for many architectures, in flax linen, and its use as pure functions.
 
-Pre-normalised with RMSNorm, rotary positions, grouped-query attention, SwiGLU, tied or untied
-embedding. Layers are scanned: their parameters are stacked along a first axis, and compilation
-takes as long for 30 layers as for one.
+By default it is a Llama: pre-normalised with RMSNorm, rotary positions, grouped-query attention,
+SwiGLU. ``TransformerConfig`` says in plain words what Qwen, Mistral, Gemma and GPT-2 do otherwise,
+and ``pretrained.config_from`` reads it from a published ``config.json``. Layers are scanned: their
+parameters are stacked along a first axis, and compilation takes as long for 30 layers as for one.
+What differs between layers (which of them see no further than a window) is looked up by the layer's
+number.
 
-Reference: Touvron et al. 2023, https://arxiv.org/abs/2302.13971; rotary positions, Su et al. 2021,
-https://arxiv.org/abs/2104.09864; grouped queries, Ainslie et al. 2023,
-https://arxiv.org/abs/2305.13245; SwiGLU, Shazeer 2020, https://arxiv.org/abs/2002.05202
+Reference: Touvron et al. 2023, https://arxiv.org/abs/2302.13971; SwiGLU, Shazeer 2020,
+https://arxiv.org/abs/2002.05202; soft caps and norms after a layer, Gemma Team 2024,
+https://arxiv.org/abs/2408.00118; normalised queries and keys, Dehghani et al. 2023,
+https://arxiv.org/abs/2302.05442
 """
 
 import dataclasses
@@ -18,68 +22,31 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
+from rlhf_jax.models.configuration import TransformerConfig
+from rlhf_jax.models.lora import Dense
 from rlhf_jax.sequences import positions
 from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
+from rlhf_jax.vocabulary import logits_of
 
-__all__ = ["KVCache", "LanguageModel", "Transformer", "TransformerConfig", "language_model"]
+__all__ = [
+    "KVCache",
+    "LanguageModel",
+    "Transformer",
+    "TransformerConfig",
+    "join_layers",
+    "language_model",
+    "split_layers",
+]
 
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """The shape of a transformer; names follow Hugging Face's ``LlamaConfig`` where it has one.
-
-    Attributes:
-        vocab_size: ``V``.
-        hidden_size: width of the residual stream.
-        intermediate_size: width of the feed-forward layer.
-        num_layers: how many blocks.
-        num_heads: query heads.
-        num_kv_heads: key and value heads, which must divide ``num_heads``.
-        head_dim: width of a head; by default ``hidden_size // num_heads``.
-        max_length: the most tokens that it may read.
-        rope_theta: base of the rotary frequencies.
-        norm_epsilon: of the RMSNorms.
-        tie_embeddings: whether the unembedding is the transposed embedding.
-        remat: whether the backward pass recomputes each block instead of keeping its activations.
-        param_dtype: of the parameters.
-        dtype: of the computation; attention weights and normalisation are float32 regardless.
-        logits_dtype: of the logits.
-    """
-
-    vocab_size: int
-    hidden_size: int = 128
-    intermediate_size: int = 384
-    num_layers: int = 4
-    num_heads: int = 4
-    num_kv_heads: int = 4
-    head_dim: int | None = None
-    max_length: int = 2048
-    rope_theta: float = 10_000.0
-    norm_epsilon: float = 1e-5
-    tie_embeddings: bool = True
-    remat: bool = False
-    param_dtype: jnp.dtype = jnp.float32
-    dtype: jnp.dtype = jnp.float32
-    logits_dtype: jnp.dtype = jnp.float32
-
-    def __post_init__(self):
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_kv_heads ({self.num_kv_heads}) must divide num_heads ({self.num_heads})"
-            )
-        if self.head_dim is None and self.hidden_size % self.num_heads:
-            raise ValueError(
-                f"num_heads ({self.num_heads}) must divide hidden_size ({self.hidden_size}), "
-                "or head_dim be given"
-            )
-        if self.resolved_head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary positions: {self.head_dim}")
-
-    @property
-    def resolved_head_dim(self) -> int:
-        """The width of a head, given or derived."""
-        return self.head_dim or self.hidden_size // self.num_heads
+_ACTIVATIONS = {
+    "silu": nn.silu,
+    "gelu": partial(nn.gelu, approximate=False),
+    "gelu_tanh": nn.gelu,
+    "relu": nn.relu,
+}
 
 
 @flax.struct.dataclass
@@ -99,42 +66,60 @@ class KVCache:
     length: jax.Array
 
 
-def _rotate(x: jax.Array, token_positions: jax.Array, theta: float) -> jax.Array:
-    """Rotates pairs (i, i + D/2) of ``x[B, S, H, D]`` by angles position * theta^(-2i/D)."""
-    half = x.shape[-1] // 2
-    frequencies = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angles = token_positions[..., None].astype(jnp.float32) * frequencies
-    cosine, sine = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = [first * cosine - second * sine, second * cosine + first * sine]
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
+class _Context(NamedTuple):
+    """What all layers are told of the tokens: where each is, and what it may see.
 
-
-def _attend(queries, keys, values, mask, past):
-    """Causal attention over ``S`` new tokens and, if there are any, ``C`` cached ones.
-
-    The two kinds of score are computed apart and normalised together, so the cache is read where
-    it lies and neither copied nor concatenated.
+    ``seen`` and ``near`` are ``bool[B, S, T]`` of the new tokens among themselves, and ``past_*``
+    of those in the cache; ``near`` and ``past_near`` are of the layers that slide.
     """
-    batch, new, heads, width = queries.shape
-    kv_heads = keys.shape[2]
-    grouped = queries.reshape(batch, new, kv_heads, heads // kv_heads, width)
 
-    def scores(over, allowed):
-        raw = jnp.einsum("bskgd,btkd->bkgst", grouped, over, preferred_element_type=jnp.float32)
-        return jnp.where(allowed, raw * width**-0.5, jnp.finfo(jnp.float32).min)
+    positions: jax.Array
+    seen: jax.Array
+    near: jax.Array | None = None
+    cache: KVCache | None = None
+    past_seen: jax.Array | None = None
+    past_near: jax.Array | None = None
 
-    causal = jnp.tril(jnp.ones([new, new], bool))
-    weights = scores(keys, causal & mask[:, None, None, None, :])
-    if past is not None:
-        past_keys, past_values, past_mask = past
-        past_weights = scores(past_keys, past_mask[:, None, None, None, :])
-        weights = jnp.concatenate([past_weights, weights], axis=-1)
-    weights = jax.nn.softmax(weights, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bkgst,btkd->bskgd", weights[..., -new:], values)
-    if past is not None:
-        mixed += jnp.einsum("bkgst,btkd->bskgd", weights[..., :-new], past_values)
-    return mixed.reshape(batch, new, heads * width)
+
+def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) -> _Context:
+    new, window = mask.shape[1], config.sliding_window
+    places = positions(mask)
+    seen = jnp.tril(jnp.ones([new, new], bool)) & mask[:, None, :]
+    if cache is None:
+        close = None if window is None else seen & near(places, places, window)
+        return _Context(places, seen, close)
+    places += jnp.sum(cache.mask, axis=-1, keepdims=True)
+    past_seen = cache.mask[:, None, :]
+    if window is None:
+        return _Context(places, seen, None, cache, past_seen)
+    close = seen & near(places, places, window)
+    past_close = past_seen & near(places, positions(cache.mask), window)
+    return _Context(places, seen, close, cache, past_seen, past_close)
+
+
+class _RMSNormFromOne(nn.Module):
+    """RMSNorm whose parameter is what its scale has beyond 1."""
+
+    epsilon: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.zeros, (x.shape[-1],), self.param_dtype)
+        normalised = nn.RMSNorm(epsilon=self.epsilon, use_scale=False, dtype=jnp.float32)(x)
+        return (normalised * (1 + scale.astype(jnp.float32))).astype(self.dtype)
+
+
+def _norm(config: TransformerConfig, name: str | None = None) -> nn.Module:
+    kind = {
+        "rms": nn.RMSNorm,
+        "rms_from_one": _RMSNormFromOne,
+        "layer": partial(nn.LayerNorm, use_fast_variance=False),
+    }[config.norm]
+    return kind(
+        epsilon=config.norm_epsilon, dtype=config.dtype, param_dtype=config.param_dtype, name=name
+    )
 
 
 class Block(nn.Module):
@@ -143,34 +128,66 @@ class Block(nn.Module):
     config: TransformerConfig
 
     @nn.compact
-    def __call__(self, x, past, token_positions, mask, past_mask):
+    def __call__(self, x, layer, context):
         config = self.config
         width = config.resolved_head_dim
-        dense = partial(
-            nn.Dense, use_bias=False, dtype=config.dtype, param_dtype=config.param_dtype
-        )
-        norm = partial(
-            nn.RMSNorm,
-            epsilon=config.norm_epsilon,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-        )
+        dense = partial(Dense, dtype=config.dtype, param_dtype=config.param_dtype)
+        norm = partial(_norm, config)
 
         def heads(count, name):
-            return dense(count * width, name=name)(h).reshape(*h.shape[:2], count, width)
+            projected = dense(count * width, use_bias=config.qkv_bias, name=name)(h)
+            return projected.reshape(*h.shape[:2], count, width)
 
-        h = norm(name="attention_norm")(x)
-        queries = _rotate(heads(config.num_heads, "query"), token_positions, config.rope_theta)
-        keys = _rotate(heads(config.num_kv_heads, "key"), token_positions, config.rope_theta)
+        h = norm("attention_norm")(x)
+        queries = heads(config.num_heads, "query")
+        keys = heads(config.num_kv_heads, "key")
         values = heads(config.num_kv_heads, "value")
-        past = None if past is None else (*past, past_mask)
-        attended = _attend(queries, keys, values, mask, past)
-        x = x + dense(config.hidden_size, name="attention_out")(attended)
+        if config.query_key_norm:
+            queries, keys = norm("query_norm")(queries), norm("key_norm")(keys)
+        if not config.learned_positions:
+            queries, keys = self.rotated(queries, keys, layer, context)
+        h = self.attended(queries, keys, values, layer, context)
+        h = dense(config.hidden_size, use_bias=config.attention_out_bias, name="attention_out")(h)
+        x = x + (norm("attention_post_norm")(h) if config.post_norms else h)
 
-        h = norm(name="mlp_norm")(x)
-        gate = nn.silu(dense(config.intermediate_size, name="gate")(h))
-        up = dense(config.intermediate_size, name="up")(h)
-        return x + dense(config.hidden_size, name="down")(gate * up), (keys, values)
+        h = norm("mlp_norm")(x)
+        activation = _ACTIVATIONS[config.activation]
+        inner = partial(dense, config.intermediate_size, use_bias=config.mlp_bias)
+        if config.gated_mlp:
+            gate = activation(inner(name="gate")(h))
+            h = gate * inner(name="up")(h)
+        else:
+            h = activation(inner(name="up")(h))
+        h = dense(config.hidden_size, use_bias=config.mlp_bias, name="down")(h)
+        return x + (norm("mlp_post_norm")(h) if config.post_norms else h), (keys, values)
+
+    def slides(self, layer):
+        """Whether this layer does: looked up, as it is one program for all of them."""
+        return jnp.asarray(np.array(self.config.resolved_sliding_layers))[layer]
+
+    def rotated(self, queries, keys, layer, context):
+        config = self.config
+        width = config.resolved_head_dim
+        frequencies = rotary_frequencies(width, config.rope_theta, config.rope_scaling)
+        if config.local_rope_theta is not None:
+            local = rotary_frequencies(width, config.local_rope_theta)
+            frequencies = jnp.where(self.slides(layer), local, frequencies)
+        return [rotate(x, context.positions, frequencies) for x in (queries, keys)]
+
+    def attended(self, queries, keys, values, layer, context):
+        config, cache = self.config, context.cache
+        seen, past_seen = context.seen, context.past_seen
+        if config.sliding_window is not None:
+            slides = self.slides(layer)
+            seen = jnp.where(slides, context.near, seen)
+            past_seen = None if cache is None else jnp.where(slides, context.past_near, past_seen)
+        past = None if cache is None else (cache.keys[layer], cache.values[layer], past_seen)
+        scale = config.resolved_query_scale
+        if config.rope_scaling is not None:
+            scale *= config.rope_scaling.resolved_attention_factor**2
+        return attend(
+            queries, keys, values, seen, past, scale=scale, softcap=config.attention_softcap
+        )
 
 
 class Transformer(nn.Module):
@@ -178,7 +195,44 @@ class Transformer(nn.Module):
 
     config: TransformerConfig
 
-    @nn.compact
+    def setup(self):
+        config = self.config
+        embed = partial(
+            nn.Embed,
+            features=config.hidden_size,
+            dtype=config.dtype,
+            param_dtype=config.param_dtype,
+            embedding_init=nn.initializers.normal(0.02),
+        )
+        self.embed = embed(config.vocab_size)
+        if config.learned_positions:
+            self.position_embed = embed(config.max_length)
+        if not config.tie_embeddings:
+            self.unembed = self.param(
+                "unembed",
+                nn.initializers.normal(0.02),
+                (config.hidden_size, config.vocab_size),
+                config.param_dtype,
+            )
+        if config.num_top_layers < config.num_layers:
+            self.layers = self.stack(config.num_layers - config.num_top_layers)
+        if config.num_top_layers:
+            self.top_layers = self.stack(config.num_top_layers)
+        self.final_norm = _norm(config)
+
+    def stack(self, count: int) -> nn.Module:
+        """So many layers, scanned."""
+        remat = self.config.remat
+        policy = getattr(jax.checkpoint_policies, str(remat), None)  # None keeps nothing
+        block = nn.remat(Block, prevent_cse=False, policy=policy) if remat else Block
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=count,
+        )(self.config)
+
     def __call__(
         self, tokens: jax.Array, mask: jax.Array, cache: KVCache | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -193,43 +247,38 @@ class Transformer(nn.Module):
             The hidden state ``dtype[B, S, hidden_size]`` and the new tokens' keys and values, each
             ``dtype[L, B, S, num_kv_heads, head_dim]``.
         """
+        context = _context(self.config, mask, cache)
+        hidden, below = self.lower(tokens, context)
+        hidden, above = self.upper(hidden, context)
+        both = [stack for stack in (below, above) if stack is not None]
+        if len(both) == 2:
+            both = [jax.tree.map(lambda *x: jnp.concatenate(x), *both)]
+        return self.final_norm(hidden), both[0]
+
+    def lower(self, tokens, context):
+        """The embedding and the layers under the top ones."""
         config = self.config
-        token_positions = positions(mask)
-        if cache is not None:
-            token_positions += jnp.sum(cache.mask, axis=-1, keepdims=True)
-        embed = nn.Embed(
-            config.vocab_size,
-            config.hidden_size,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-            embedding_init=nn.initializers.normal(0.02),
-            name="embed",
-        )
-        if not config.tie_embeddings:
-            self.param(
-                "unembed",
-                nn.initializers.normal(0.02),
-                (config.hidden_size, config.vocab_size),
-                config.param_dtype,
-            )
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
-            length=config.num_layers,
-        )(config, name="layers")
-        past = None if cache is None else (cache.keys, cache.values)
-        past_mask = None if cache is None else cache.mask
-        hidden, keys_and_values = layers(embed(tokens), past, token_positions, mask, past_mask)
-        norm = nn.RMSNorm(
-            epsilon=config.norm_epsilon,
-            dtype=config.dtype,
-            param_dtype=config.param_dtype,
-            name="final_norm",
-        )
-        return norm(hidden), keys_and_values
+        hidden = self.embed(tokens)
+        if config.embedding_scale != 1:
+            hidden *= jnp.asarray(config.embedding_scale, hidden.dtype)
+        if config.learned_positions:
+            hidden += self.position_embed(context.positions)
+        count = config.num_layers - config.num_top_layers
+        return self.layers(hidden, jnp.arange(count), context) if count else (hidden, None)
+
+    def upper(self, hidden, context):
+        """The top layers, if they are apart."""
+        config = self.config
+        numbers = jnp.arange(config.num_layers - config.num_top_layers, config.num_layers)
+        return self.top_layers(hidden, numbers, context) if len(numbers) else (hidden, None)
+
+    def trunk(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """The residual stream ``dtype[B, T, hidden_size]`` below the top layers."""
+        return self.lower(tokens, _context(self.config, mask, None))[0]
+
+    def top(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
+        """The last hidden state, of what ``trunk`` gave."""
+        return self.final_norm(self.upper(hidden, _context(self.config, mask, None))[0])
 
 
 class LanguageModel(NamedTuple):
@@ -241,6 +290,9 @@ class LanguageModel(NamedTuple):
         factored_logits_fn: a ``LogitsFn`` that returns ``FactoredLogits``, for training.
         decoder: for ``sampling.sampler``.
         config: its shape.
+        trunk_fn: ``(params, tokens[B, T], mask[B, T]) -> hidden[B, T, hidden_size]``, the residual
+            stream below the ``num_top_layers``, whose parameters it does not need.
+        top_fn: ``(params, hidden, mask) -> FactoredLogits``, the rest of ``factored_logits_fn``.
     """
 
     init: Callable[[Key], Params]
@@ -248,6 +300,8 @@ class LanguageModel(NamedTuple):
     factored_logits_fn: LogitsFn
     decoder: Decoder
     config: TransformerConfig
+    trunk_fn: Callable[[Params, jax.Array, jax.Array], jax.Array]
+    top_fn: Callable[[Params, jax.Array, jax.Array], FactoredLogits]
 
 
 def language_model(config: TransformerConfig) -> LanguageModel:
@@ -266,10 +320,13 @@ def language_model(config: TransformerConfig) -> LanguageModel:
     (1, 3, 16)
     """
     module = Transformer(config)
+    # The same numbers in either layout.
+    whole = Transformer(dataclasses.replace(config, num_top_layers=0))
 
     @jax.jit  # Op by op, the initialisation of a deep model takes many times as long.
     def init(key: Key) -> Params:
-        return module.init(key, jnp.zeros([1, 2], jnp.int32), jnp.ones([1, 2], bool))["params"]
+        tokens, mask = jnp.zeros([1, 2], jnp.int32), jnp.ones([1, 2], bool)
+        return split_layers(whole.init(key, tokens, mask)["params"], config.num_top_layers)
 
     def unembedding(params: Params) -> jax.Array:
         return params["embed"]["embedding"].T if config.tie_embeddings else params["unembed"]
@@ -278,16 +335,25 @@ def language_model(config: TransformerConfig) -> LanguageModel:
         if length > config.max_length:
             raise ValueError(f"{length} tokens, but the model reads at most {config.max_length}")
 
-    def factored_logits_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> FactoredLogits:
+    def trunk_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         check_length(tokens.shape[1])
-        hidden, _ = module.apply({"params": params}, tokens, mask)
-        return FactoredLogits(hidden, unembedding(params))
+        return module.apply({"params": params}, tokens, mask, method="trunk")
 
-    def project(params: Params, hidden: jax.Array) -> jax.Array:
-        return (hidden @ unembedding(params).astype(config.dtype)).astype(config.logits_dtype)
+    def factored(params: Params, hidden: jax.Array) -> FactoredLogits:
+        return FactoredLogits(hidden, unembedding(params), config.logit_softcap)
+
+    def top_fn(params: Params, hidden: jax.Array, mask: jax.Array) -> FactoredLogits:
+        return factored(params, module.apply({"params": params}, hidden, mask, method="top"))
+
+    def factored_logits_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> FactoredLogits:
+        return top_fn(params, trunk_fn(params, tokens, mask), mask)
+
+    def multiplied_out(logits: FactoredLogits) -> jax.Array:
+        products = logits.hidden @ logits.unembedding.astype(config.dtype)
+        return logits_of(products, 1.0, logits.softcap).astype(config.logits_dtype)
 
     def logits_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        return project(params, factored_logits_fn(params, tokens, mask).hidden)
+        return multiplied_out(factored_logits_fn(params, tokens, mask))
 
     def init_cache(batch_size: int, length: int) -> KVCache:
         check_length(length)
@@ -304,7 +370,57 @@ def language_model(config: TransformerConfig) -> LanguageModel:
             jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, start, axis=1),
             start + tokens.shape[1],
         )
-        return project(params, hidden[:, -1]), cache
+        return multiplied_out(factored(params, hidden[:, -1])), cache
 
     decoder = Decoder(init_cache, apply, config.vocab_size, config.max_length)
-    return LanguageModel(init, logits_fn, factored_logits_fn, decoder, config)
+    return LanguageModel(init, logits_fn, factored_logits_fn, decoder, config, trunk_fn, top_fn)
+
+
+def split_layers(params: Params, top: int) -> Params:
+    """Parameters of a transformer as those of one with ``num_top_layers=top``.
+
+    Args:
+        params: with ``"layers"``, in one piece.
+        top: how many of the last layers go under ``"top_layers"``; 0 changes nothing.
+
+    Returns:
+        The same numbers in the other layout.
+
+    Raises:
+        ValueError: they are split already, or have fewer layers.
+
+    >>> params = split_layers({"layers": {"bias": jnp.arange(3)}}, 1)
+    >>> {name: stack["bias"].tolist() for name, stack in params.items()}
+    {'layers': [0, 1], 'top_layers': [2]}
+    """
+    if "layers" not in params or "top_layers" in params:
+        raise ValueError(f"params must have layers and no top_layers, not {', '.join(params)}")
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    if not 0 <= top <= count:
+        raise ValueError(f"top must be from 0 to {count}, the number of layers, not {top}")
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    if top < count:
+        rest["layers"] = jax.tree.map(lambda x: x[: count - top] if top else x, params["layers"])
+    if top:
+        rest["top_layers"] = jax.tree.map(lambda x: x[count - top :], params["layers"])
+    return rest
+
+
+def join_layers(params: Params) -> Params:
+    """Parameters of a transformer as those of one with ``num_top_layers=0``.
+
+    Args:
+        params: in either layout.
+
+    Returns:
+        The same numbers, all layers under ``"layers"``.
+
+    >>> split = {"layers": {"bias": jnp.arange(2)}, "top_layers": {"bias": jnp.array([2])}}
+    >>> join_layers(split)["layers"]["bias"].tolist()
+    [0, 1, 2]
+    """
+    stacks = [params[name] for name in ("layers", "top_layers") if name in params]
+    rest = {name: value for name, value in params.items() if name != "top_layers"}
+    if len(stacks) == 2:
+        stacks = [jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)]
+    return rest | {"layers": stacks[0]}

@@ -77,7 +77,7 @@ def read_gguf(path: Path) -> Source:
     kind = config["model_type"]
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], config["num_hidden_layers"])
     tensors = {}
-    for entry in architectures.entries(shape, config["architectures"][0]):
+    for entry in architectures.entries(shape, kind):
         stored = names.get_name(entry.name, try_suffixes=(".weight", ".bias"))
         if stored in found:
             tensors[entry.name] = _tensor(found.pop(stored), config)
@@ -87,7 +87,7 @@ def read_gguf(path: Path) -> Source:
 
 
 def _config(
-    path: Path, metadata: Mapping[str, "gguf.ReaderField"], found: Mapping[str, Any]
+    path: Path, metadata: Mapping[str, "gguf.ReaderField"], found: dict[str, Any]
 ) -> dict[str, Any]:
     """What ``config.json`` would say."""
 
@@ -114,6 +114,11 @@ def _config(
     for name, published in _KEYS.items():
         if f"{kind}.{name}" in metadata or name not in _OPTIONAL:
             config[published] = value(f"{kind}.{name}")
+    if f"{kind}.expert_count" in metadata and value(f"{kind}.expert_count"):
+        raise ValueError(f"{path} is a mixture of experts, which is not supported")
+    scaling = _rope_scaling(path, kind, metadata, config, found.pop("rope_freqs.weight", None))
+    if scaling is not None:
+        config["rope_scaling"] = scaling
     if kind == "llama" and "llama.rope.dimension_count" in metadata:
         config.setdefault("head_dim", value("llama.rope.dimension_count"))
     for token in ("bos", "eos", "pad"):
@@ -123,6 +128,43 @@ def _config(
     # It is stored in float32: 1e-5 is written as 9.99999974e-06.
     config["rms_norm_eps"] = float(np.format_float_positional(np.float32(config["rms_norm_eps"])))
     return config
+
+
+def _rope_scaling(
+    path: Path,
+    kind: str,
+    metadata: Mapping[str, "gguf.ReaderField"],
+    config: Mapping[str, Any],
+    divisors: "gguf.ReaderTensor | None",
+) -> dict[str, Any] | None:
+    """Hugging Face's ``rope_scaling``. Of Llama 3's, GGUF has what it makes of each frequency."""
+    name = f"{kind}.rope.scaling.type"
+    stretched = metadata[name].contents() if name in metadata else "none"
+    if stretched == "linear":
+        factor = metadata[f"{kind}.rope.scaling.factor"].contents()
+        return {"rope_type": "linear", "factor": factor}
+    if stretched != "none":
+        raise ValueError(
+            f"{path} scales its positions by {stretched!r}, which is not supported; what is: "
+            "linear, and Llama 3's"
+        )
+    if divisors is None:
+        return None
+    found = np.asarray(divisors.data, np.float32)
+    # All that Llama 3.1 to 3.3 differ in is the factor.
+    scaling = {
+        "rope_type": "llama3",
+        "factor": float(found.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    waves = 2 * np.pi * config["rope_theta"] ** (np.arange(len(found)) / len(found))
+    smooth = np.clip((8192 / waves - 1.0) / (4.0 - 1.0), 0, 1)
+    expected = 1 / ((1 - smooth) / scaling["factor"] + smooth)
+    if not np.allclose(found, expected, rtol=1e-3):
+        raise ValueError(f"{path} scales its positions by rope_freqs.weight otherwise than Llama 3")
+    return scaling
 
 
 def _tensor(tensor: "gguf.ReaderTensor", config: Mapping[str, Any]) -> StoredTensor:

@@ -66,9 +66,9 @@ def vocabulary_of(path: Path, metadata: Mapping[str, "gguf.ReaderField"]) -> Voc
         return None
     if model != "gpt2" or cut not in PRE_TOKENIZERS:
         raise ValueError(
-            f"{path} has a tokenizer of the kind {model!r}, cut by {cut!r}, which is not supported; "
-            f"what is: 'gpt2' cut by {', '.join(PRE_TOKENIZERS)}. Give tokenizer=, the path of the "
-            "original's tokenizer.json"
+            f"{path} has a tokenizer of the kind {model!r} (tokenizer.ggml.pre {cut!r}), which is "
+            f"not supported; what is: 'gpt2' with {', '.join(PRE_TOKENIZERS)}. Give tokenizer=, "
+            "the path of the original's tokenizer.json"
         )
     tokens = value("ggml.tokens")
     merges = [tuple(merge.split(" ")) for merge in value("ggml.merges")]

@@ -14,7 +14,7 @@ _WANTED += ["tokenizer.json", "tokenizer_config.json"]
 def is_hub_name(name: str) -> bool:
     """Whether a name looks like ``organisation/model``.
 
-    >>> is_hub_name("HuggingFaceTB/SmolLM2-135M"), is_hub_name("runs/model/last"), is_hub_name("./x")
+    >>> is_hub_name("HuggingFaceTB/SmolLM2-135M"), is_hub_name("runs/model/9"), is_hub_name("./x")
     (True, False, False)
     """
     return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) is not None

@@ -20,7 +20,7 @@ from rlhf_jax.pretrained.folders import PICKLES, read_folder, refuse_pickle
 from rlhf_jax.pretrained.gguf import read_gguf
 from rlhf_jax.pretrained.hub import download, is_hub_name
 from rlhf_jax.pretrained.shelf import SHELF, shelf_folder
-from rlhf_jax.pretrained.sources import Source, StoredTensor, listed
+from rlhf_jax.pretrained.sources import Source, StoredTensor, listed, own_shape
 from rlhf_jax.pretrained.tokenizers import (
     Vocabulary,
     as_vocabulary,
@@ -131,7 +131,7 @@ def load(
     vocabulary = source.vocabulary() if tokenizer is None else as_vocabulary(tokenizer)
     if vocabulary is not None:
         check_vocabulary(vocabulary, config.vocab_size, source.place)
-    table = architectures.entries(config, source.config["architectures"][0])
+    table = architectures.entries(config, source.config["model_type"])
     tensors = _known(table, source)
     params = _assemble(table, tensors, jnp.dtype(dtype), sharding)
     model = language_model(config)
@@ -174,12 +174,12 @@ def _source(name_or_path: str | os.PathLike[str], revision: str | None) -> Sourc
 
 
 def _known(table: Sequence[Entry], source: Source) -> Mapping[str, StoredTensor]:
-    """The tensors, if they are those of the table by name and by shape."""
-    tensors = dict(source.tensors)
+    """The tensors by the table's names, if they are those of the table by name and by shape."""
+    names = architectures.stored_names(source.tensors, table)
+    tensors = {name: source.tensors[stored] for name, stored in names.items()}
+    for name in sorted(set(source.tensors) - set(names.values())):
+        _log.info("%s: %s is not needed", source.place, name)
     wanted = {entry.name: tuple(entry.shape) for entry in table}
-    for name in [name for name in tensors if name not in wanted and _needless(name, tensors)]:
-        _log.info("%s: %s is made from the configuration, not read", source.place, name)
-        del tensors[name]
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     problems = [f"{name} {list(wanted[name])} is missing" for name in wanted if name not in found]
     problems += [
@@ -190,24 +190,15 @@ def _known(table: Sequence[Entry], source: Source) -> Mapping[str, StoredTensor]
     problems += [
         f"{name} {list(shape)} is unexpected" for name, shape in found.items() if name not in wanted
     ]
+    head, embedding = source.tensors.get("lm_head.weight"), tensors.get(table[0].name)
+    # Some files hold a tied unembedding as well. If it is another, it would be lost.
+    extra = head is not None and "lm_head.weight" not in wanted and embedding is not None
+    if extra and not np.array_equal(head.read(), embedding.read()):
+        problems.append("lm_head.weight is not the embedding, but tie_word_embeddings is true")
     if problems:
-        kind = source.config["architectures"][0]
-        raise ValueError(f"{source.place} has not the tensors of {kind}:\n{listed(problems)}")
+        kind = source.config["model_type"]
+        raise ValueError(f"{source.place} has not the tensors of a {kind}:\n{listed(problems)}")
     return tensors
-
-
-def _needless(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether nothing is lost without a tensor that the table does not have."""
-    # Tables of angles and causal masks, which old files have.
-    if name.endswith((".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")):
-        return True
-    # An unembedding that is the embedding once more.
-    embedding = next(
-        (key for key in tensors if key.endswith(("embed_tokens.weight", "wte.weight"))), None
-    )
-    if name != "lm_head.weight" or embedding is None:
-        return False
-    return np.array_equal(tensors[name].read(), tensors[embedding].read())
 
 
 def _assemble(
@@ -240,11 +231,13 @@ def _parameter(
 ) -> jax.Array:
     """One parameter: of one tensor, or of one for each layer."""
     first = parts[0]
-    own = first.shape[::-1] if first.transpose else first.shape
-    shape = tuple(own) if first.layer is None else (len(parts), *own)
+    own = own_shape(first)
+    shape = own if first.layer is None else (len(parts), *own)
 
     def read(entry: Entry, index: tuple[slice, ...]) -> np.ndarray:
         values = tensors[entry.name].read()
+        if entry.columns is not None:
+            values = values[..., slice(*entry.columns)]
         return (values.T if entry.transpose else values)[index]
 
     def block(index: tuple[slice, ...]) -> np.ndarray:

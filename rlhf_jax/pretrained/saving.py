@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from rlhf_jax.pretrained import architectures
 from rlhf_jax.pretrained.architectures import Entry
 from rlhf_jax.pretrained.cards import Card
 from rlhf_jax.pretrained.folders import INDEX, WEIGHTS
-from rlhf_jax.pretrained.sources import Source, StoredTensor, listed
+from rlhf_jax.pretrained.sources import Source, StoredTensor, listed, own_shape
 from rlhf_jax.pretrained.tensors import write_tensors
 from rlhf_jax.pretrained.tokenizers import Vocabulary, as_vocabulary, check_vocabulary
 from rlhf_jax.types import Params
@@ -65,13 +65,18 @@ def save(
             if f"{name}_token" in vocabulary.special:
                 token = vocabulary.special[f"{name}_token"]
                 published[f"{name}_token_id"] = vocabulary.tokenizer.token_to_id(token)
-    table = architectures.entries(config, published["architectures"][0])
+    table = architectures.entries(config, published["model_type"])
     leaves = _leaves(params, table)
+    parts: dict[str, list[Entry]] = {}
+    for entry in table:
+        parts.setdefault(entry.name, []).append(entry)
     tensors = {
-        entry.name: StoredTensor(
-            tuple(entry.shape), np.dtype(leaves[entry.path].dtype), partial(_stored, leaves, entry)
+        name: StoredTensor(
+            tuple(those[0].shape),
+            np.dtype(leaves[those[0].path].dtype),
+            partial(_stored, leaves, those),
         )
-        for entry in table
+        for name, those in parts.items()
     }
     dtypes = {str(tensor.dtype) for tensor in tensors.values()}
     published["torch_dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
@@ -92,8 +97,8 @@ def _leaves(params: Params, table: list[Entry]) -> dict[tuple[str, ...], jax.Arr
         rows[entry.path] = rows.get(entry.path, 0) + 1
     problems = []
     for entry in table:
-        own = entry.shape[::-1] if entry.transpose else entry.shape
-        shape = tuple(own) if entry.layer is None else (rows[entry.path], *own)
+        own = own_shape(entry)
+        shape = own if entry.layer is None else (rows[entry.path], *own)
         if entry.layer:
             continue  # the first of a stack speaks for all
         name = "/".join(entry.path)
@@ -109,11 +114,14 @@ def _leaves(params: Params, table: list[Entry]) -> dict[tuple[str, ...], jax.Arr
     return found
 
 
-def _stored(leaves: Mapping[tuple[str, ...], jax.Array], entry: Entry) -> np.ndarray:
-    """One tensor as Hugging Face stores it."""
-    leaf = leaves[entry.path]
-    values = np.asarray(leaf if entry.layer is None else leaf[entry.layer])
-    return values.T if entry.transpose else values
+def _stored(leaves: Mapping[tuple[str, ...], jax.Array], parts: Sequence[Entry]) -> np.ndarray:
+    """One tensor as Hugging Face stores it: some are several of our parameters side by side."""
+    found = []
+    for entry in parts:
+        leaf = leaves[entry.path]
+        values = np.asarray(leaf if entry.layer is None else leaf[entry.layer])
+        found.append(values.T if entry.transpose else values)
+    return found[0] if len(found) == 1 else np.concatenate(found, axis=-1)
 
 
 def write_folder(

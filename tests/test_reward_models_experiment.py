@@ -1,0 +1,106 @@
+"""The experiment about reward models: on a few fabricated sentences, and its parts by hand."""
+
+import dataclasses
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import data
+
+SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "reward_models.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    specification = importlib.util.spec_from_file_location("reward_models_experiment", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["reward_models_experiment"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+def fabricated(items=60, raters=16):
+    """Four domains; what people think of a sentence is in its words, and some are controversial."""
+    rng, words = np.random.default_rng(0), np.array(["awful", "bad", "so", "fine", "great"])
+    of = rng.integers(0, 5, (4 * items, 3))
+    truth = (of - 2).sum(axis=1, keepdims=True) / 1.5
+    noise = np.where(np.arange(4 * items)[:, None] % 7 == 0, 3, 0.5)
+    found = np.clip(np.round(truth + rng.normal(0, 1, (4 * items, raters)) * noise), -4, 4)
+    domain = np.repeat(np.arange(4), items).astype(np.int32)
+    films = domain == data.DOMAINS.index("movies")
+    batch = np.where(films, np.cumsum(films) // 31, -1).astype(np.int32)
+    names = tuple(map(str, range(4 * items)))
+    texts = tuple(f"{' '.join(row)} {n}" for n, row in enumerate(words[of]))
+    mask = np.ones(found.shape, bool)
+    return data.Ratings(names, domain, texts, found.astype(np.int8), mask, batch, dropped=0)
+
+
+def untrained(study, name, score_fn, params, batches, **settings):
+    """In place of training, which other tests are about: parameters drawn at random."""
+    assert batches(0) is not None
+    study.seconds[name] = 0.0
+    rng = np.random.default_rng(len(name))
+    return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), params)
+
+
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys, trained):
+    monkeypatch.setattr(script.rj.data, "load_ratings", lambda _: fabricated())
+    if not trained:
+        monkeypatch.setattr(script.Study, "fit", untrained)
+    config = script.Config(run_dir=tmp_path / "run", preset="tiny", data=tmp_path)
+    script.main(config)
+    result = json.loads((config.run_dir / "result.json").read_text())
+    assert result["sentences"] == {"learnt_from": 220, "judged": 20}
+    assert result["models"]["one human, others' mean"]["accuracy_mean"]["estimate"] > 0.7
+    assert set(result["claims"]) >= {"best", "ensemble", "transfer", "polarised"}
+    assert {claim["verdict"] for claim in result["claims"].values()} <= {
+        "PASS",
+        "FAIL",
+        "INCONCLUSIVE",
+    }
+    for name in ("comparisons", "comparisons, weak L2, ensemble", "DPL, categorical", "raters"):
+        assert set(result["models"][name]) == {"accuracy_mean", "accuracy_one_rater", "ece"}
+    assert np.shape(result["transfer"]["accuracy"]) == (4, 4)
+    page = (config.run_dir / "report.md").read_text()
+    assert "| comparisons, weak L2, ensemble |" in page and "{" not in page
+    for name in ("reward_models", "calibration"):
+        assert (config.run_dir / f"plots/{name}.png").stat().st_size > 10_000
+    assert "two sides, others' comparisons" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--overwrite"):
+        script.main(config)
+
+
+def test_pairs_by_hand(script):
+    order = script.signs(np.array([1.0, 3.0, 1.0]))
+    np.testing.assert_array_equal(order, [[0.5, 0, 0.5], [1, 0.5, 1], [0.5, 0, 0.5]])
+    # A tie of the people, or of the model, is half right; right and wrong count from both sides.
+    said = script.right(np.array([0.2, 0.1, 0.2]), order)
+    np.testing.assert_allclose(said, [[0.5, 0, 0.5], [0, 0.5, 0], [0.5, 0, 0.5]])
+    parts = script.by_bins(np.array([[0.5, 0.93], [0.07, 0.5]]), np.array([[0.5, 1.0], [0.0, 0.5]]))
+    expected = np.zeros((script.BINS, 2, 2))
+    expected[9, 0, 1], expected[0, 1, 0] = -0.07, 0.07
+    np.testing.assert_allclose(parts, expected, atol=1e-6)
+
+
+def test_nothing_that_is_judged_is_learnt_from(script, monkeypatch, tmp_path):
+    ratings = fabricated()
+    twice = ratings.texts[:60] + ratings.texts[:60] + ratings.texts[120:]  # a text in two domains
+    again = dataclasses.replace(ratings, texts=twice)
+    monkeypatch.setattr(script.rj.data, "load_ratings", lambda _: again)
+    parts = {}
+    for judged_on in ("test", "validation"):
+        config = script.Config(run_dir=tmp_path, preset="tiny", judged_on=judged_on)
+        parts[judged_on] = script.prepared(config, run=None)
+    texts = {name: {twice[row] for row in study.judged} for name, study in parts.items()}
+    assert not texts["test"] & texts["validation"]
+    for study in parts.values():
+        assert not texts["test"] & {twice[row] for row in study.train}
+    assert not texts["validation"] & {twice[row] for row in parts["validation"].train}
+    # The tests' models learn from the validation sentences.
+    assert texts["validation"] <= {twice[row] for row in parts["test"].train}
