@@ -70,7 +70,7 @@ class Sizes:
     proxy_steps: int = 600
     gold_steps: int = 300
     batch: int = 1024  # comparisons
-    prompts: int = 32  # an iteration
+    prompts: int = 16  # an iteration
     samples: int = 4  # a prompt
     new_tokens: int = 16
     top_layers: int = 8  # that are trained
@@ -79,11 +79,11 @@ class Sizes:
     candidates: int = 4  # of the reference, of which the best is looked at for comparison
     iterations: int = 40
     epochs: int = 1
-    minibatches: int = 4
+    minibatches: int = 2
 
 
 FULL = Sizes()
-FAST = Sizes(snippets=1200, tests=400, gold_steps=200, prompts=16, evaluated=96, iterations=16)
+FAST = Sizes(snippets=1200, tests=400, evaluated=96, iterations=12)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Config:
     method: Literal["rloo", "ppo", "grpo", "dpo", "best-of-n"] = "rloo"
     iterations: int | None = None
     """Policy steps at most; by default as many as the sizes say."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     kl_coefficient: float = 0.1
     """SDs of reward per nat; it rises while the KL is above its target."""
     kl_target: float = 5.0  # nats a sequence

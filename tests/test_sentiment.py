@@ -33,26 +33,35 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def sentiment(tmp_path_factory):
-    """The script as a module, in a world of 1600 sentences, and the model's folder."""
+def sentiment():
+    """The script as a module."""
+    specification = importlib.util.spec_from_file_location("sentiment", SCRIPT)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["sentiment"] = module
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def world(sentiment, tmp_path_factory):
+    """The module in a world of 1600 sentences, and the folder of a model."""
     try:
         ratings = rj.data.load_ratings(rj.assets.fetch(rj.assets.VADER_RATINGS))
     except rj.assets.AssetError as error:
         pytest.skip(f"the human ratings are neither cached nor to be fetched: {error}")
     films = (ratings.domain == rj.data.DOMAINS.index("movies")).nonzero()[0]
     ratings = ratings.take(films[:1600])
-    specification = importlib.util.spec_from_file_location("sentiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["sentiment"] = module
-    specification.loader.exec_module(module)
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    save_model(folder, ratings.texts)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RLHF_JAX_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(module.rj.training, "compilation_cache", lambda: None)
-        patch.setattr(module.rj.data, "load_ratings", lambda data: ratings)
-        patch.setattr(module, "FULL", dataclasses.replace(module.FULL, **TINY))
-        folder = tmp_path_factory.mktemp("model") / "tiny"
-        save_model(folder, ratings.texts)
-        yield module, folder
+        patch.setattr(rj.training, "compilation_cache", lambda: None)
+        patch.setattr(rj.data, "load_ratings", lambda data: ratings)
+        patch.setattr(sentiment, "FULL", dataclasses.replace(sentiment.FULL, **TINY))
+        # Nearly all of the time goes into compiling programs that run once, on next to nothing.
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield sentiment, folder
+        jax.config.update("jax_disable_most_optimizations", False)
 
 
 def save_model(folder: Path, texts: tuple[str, ...]) -> None:
@@ -73,32 +82,43 @@ def save_model(folder: Path, texts: tuple[str, ...]) -> None:
     rj.pretrained.save(folder, params, config, tokenizer)
 
 
-def test_it_runs_from_end_to_end_and_writes_what_it_promises(sentiment, tmp_path):
-    module, model = sentiment
+@pytest.mark.parametrize(
+    "method",
+    [
+        "best-of-n",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("rloo", "ppo", "grpo", "dpo")),
+    ],
+)
+def test_it_runs_from_end_to_end_and_writes_what_it_promises(world, tmp_path, method):
+    module, model = world
     folder = tmp_path / "run"
-    module.main(module.Config(run_dir=folder, model=str(model)))
+    module.main(module.Config(run_dir=folder, model=str(model), method=method))
     result = json.loads((folder / "result.json").read_text())
-    assert result["iterations"] == 2
-    assert set(result["best_of_n"]) == {"1", "2"}
-    # The reference's answers are what both judges are standardised on.
-    assert result["best_of_n"]["1"]["kl"] == 0
-    assert result["best_of_n"]["2"]["reward"] > result["best_of_n"]["1"]["reward"]
+    compared = result["best_of_n"]
+    assert set(compared) == {"1", "2", "4", "8", "16"} if method == "best-of-n" else {"1", "2"}
+    assert compared["1"]["kl"] == 0
+    assert compared["2"]["kl"] == pytest.approx(np.log(2) - 0.5)
+    assert compared["2"]["reward"] > compared["1"]["reward"]
     assert result["gold_gain_low"] <= result["gold_gain_sd"] <= result["gold_gain_high"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [row["stage"] for row in rows] == ["proxy"] * 10 + ["gold"] * 10 + ["policy"] * 2
-    # Nothing has been updated when the first samples are drawn: the cached sampler, the trunk and
-    # the upper layers are the reference policy.
-    assert abs(rows[-2]["kl"]) < 1e-3
-    assert rows[-1]["kl"] != 0
     report = (folder / "report.md").read_text()
     assert "| best of 2 | 0.19 |" in report
     assert module.QUESTION.strip() not in (folder / "samples.md").read_text()
-    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"proxy", "gold", "policy"}
+    stages = {path.name for path in (folder / "checkpoints").iterdir()}
+    if method == "best-of-n":
+        assert stages == {"proxy", "gold"}
+        assert result["sequence_kl_nats"] == pytest.approx(np.log(16) - 15 / 16)
+        return
+    assert stages == {"proxy", "gold", "policy"}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["stage"] for row in rows] == ["proxy"] * 10 + ["gold"] * 10 + ["policy"] * 2
+    # Nothing has been updated when the first answers are drawn: the cached sampler, the trunk and
+    # the upper layers are the reference policy.
+    assert abs(rows[-2]["kl"]) < 1e-3
+    assert rows[-1]["kl"] != 0
 
 
 def test_every_text_has_its_columns(sentiment):
-    module, _ = sentiment
-    layout = module.Layout(np.array([9]), np.array([7, 8]))
+    layout = sentiment.Layout(np.array([9]), np.array([7, 8]))
     tokens, mask = layout.rows([[1, 2, 3, 4], [5]], 3)
     assert tokens.tolist() == [[9, 1, 2, 3, 7, 8], [9, 5, 0, 0, 7, 8]]
     assert mask.astype(int).tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
@@ -106,15 +126,14 @@ def test_every_text_has_its_columns(sentiment):
 
 
 def test_the_question_stands_behind_the_answer_and_its_end_is_hidden(sentiment):
-    module, _ = sentiment
 
     def sample(params, prompts, keys):
-        tokens = np.array([[1, 5, 6, 0], [1, 5, 5, 5]])
+        tokens = np.array([[1, 5, 6, 0], [1, 5, 5, 5]], np.int32)
         response = np.array([[0, 1, 1, 0], [0, 1, 1, 1]], bool)
         mask = response | (np.arange(4) == 0)
-        return rj.types.Sequences(tokens, mask, response, np.where(response, -1.0, 0.0))
+        return rj.types.Sequences(tokens, mask, response, -response.astype(np.float32))
 
-    asked = module.Layout(np.array([9]), np.array([7, 8])).asked(sample, end=6)((), None, None)
+    asked = sentiment.Layout(np.array([9]), np.array([7, 8])).asked(sample, end=6)((), None, None)
     assert asked.tokens.tolist() == [[1, 5, 6, 0, 7, 8], [1, 5, 5, 5, 7, 8]]
     # The end of the text is learnt and not read.
     assert asked.mask.astype(int).tolist() == [[1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]]
@@ -123,10 +142,9 @@ def test_the_question_stands_behind_the_answer_and_its_end_is_hidden(sentiment):
 
 
 def test_the_best_of_several_is_the_proxys_choice(sentiment):
-    module, _ = sentiment
     answers = np.arange(6).reshape(2, 3, 1)
     measured = {"proxy": np.array([[1.0, 3.0, 9.0], [5.0, 4.0, 0.0]]), "gold": answers[..., 0]}
-    chosen, found = module.best_of(answers, measured, 2)
+    chosen, found = sentiment.best_of(answers, measured, 2)
     assert chosen.tolist() == [[1], [3]]
     assert found["gold"].tolist() == [1, 3]
     assert found["kl"] == pytest.approx([np.log(2) - 0.5] * 2)
