@@ -77,13 +77,13 @@ class Sizes:
     evaluated: int = 256
     answers: int = 2  # to each of the prompts evaluated
     candidates: int = 4  # of the reference, of which the best is looked at for comparison
-    iterations: int = 40
+    iterations: int = 30
     epochs: int = 1
     minibatches: int = 2
 
 
 FULL = Sizes()
-FAST = Sizes(snippets=1200, tests=400, evaluated=96, iterations=12)
+FAST = Sizes(snippets=1200, tests=400, evaluated=96, iterations=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Config:
     method: Literal["rloo", "ppo", "grpo", "dpo", "best-of-n"] = "rloo"
     iterations: int | None = None
     """Policy steps at most; by default as many as the sizes say."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1.5e-4
     kl_coefficient: float = 0.1
     """SDs of reward per nat; it rises while the KL is above its target."""
     kl_target: float = 5.0  # nats a sequence
@@ -502,7 +502,7 @@ def method(
     if config.method == "dpo":
         direct = rj.algorithms.dpo(model.top_fn, optimizer, beta=DPO_BETA, **of_layers)
         return best_against_worst(direct, sample, reward_fn, watch, samples=sizes.samples)
-    # Forty iterations are few, so it reacts faster than in runs of thousands.
+    # Thirty iterations are few, so it reacts faster than in runs of thousands.
     aims = {"target": config.kl_target, "minimum": config.kl_coefficient, "gain": 0.5}
     settings = {
         "shared_fn": shared_fn,
