@@ -20,6 +20,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.slow
 def test_savings_save_and_change_no_loss(benchmark):
     variants = benchmark.Variant(), benchmark.Variant("blocks", 2)
     full, saved = (benchmark.measure("dpo", v, "toy", rows=8, length=32) for v in variants)

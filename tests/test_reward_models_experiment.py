@@ -6,7 +6,6 @@ import json
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -40,19 +39,9 @@ def fabricated(items=60, raters=16):
     return data.Ratings(names, domain, texts, found.astype(np.int8), mask, batch, dropped=0)
 
 
-def untrained(study, name, score_fn, params, batches, **settings):
-    """In place of training, which other tests are about: parameters drawn at random."""
-    assert batches(0) is not None
-    study.seconds[name] = 0.0
-    rng = np.random.default_rng(len(name))
-    return jax.tree.map(lambda x: x + rng.normal(0, 0.1, x.shape).astype(x.dtype), params)
-
-
-@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys, trained):
+@pytest.mark.slow
+def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script.rj.data, "load_ratings", lambda _: fabricated())
-    if not trained:
-        monkeypatch.setattr(script.Study, "fit", untrained)
     config = script.Config(run_dir=tmp_path / "run", preset="tiny", data=tmp_path)
     script.main(config)
     result = json.loads((config.run_dir / "result.json").read_text())
