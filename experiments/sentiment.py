@@ -543,5 +543,5 @@ def flat(layout: Layout, answers: Sequences, measured: dict[str, np.ndarray]) ->
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
-    except (ValueError, RuntimeError, FloatingPointError, OSError) as error:
+    except (ValueError, RuntimeError, FloatingPointError, OSError, ImportError) as error:
         sys.exit(f"error: {error}")
