@@ -8,7 +8,7 @@ from rlhf_jax.report.plots import (
     plot_reward_model,
 )
 from rlhf_jax.report.policy import policy_report, show
-from rlhf_jax.report.raters import plot_agreement, plot_rater_effects
+from rlhf_jax.report.raters import plot_agreement, plot_groups, plot_rater_effects
 from rlhf_jax.report.reward_models import (
     plot_reward_models,
     reward_model_tables,
@@ -20,6 +20,7 @@ __all__ = [
     "NOT_DISCLOSED",
     "plot_agreement",
     "plot_diversity",
+    "plot_groups",
     "plot_overoptimisation",
     "plot_rater_effects",
     "plot_reliability",

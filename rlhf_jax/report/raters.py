@@ -8,7 +8,7 @@ import numpy as np
 from rlhf_jax.measures import Interval, RaterEffects, SuspectRaters
 from rlhf_jax.report.plots import _BLUE, _GREEN, _GREY, _ORANGE, _figure, _save
 
-__all__ = ["plot_agreement", "plot_rater_effects"]
+__all__ = ["plot_agreement", "plot_groups", "plot_rater_effects"]
 
 _COLOURS = (_BLUE, _ORANGE, _GREEN, "#CC79A7", _GREY, "#E69F00")
 
@@ -90,4 +90,40 @@ def plot_rater_effects(effects: RaterEffects, suspect: SuspectRaters, path: Path
     for letter, axis, name in zip("abc", axes, ("bias", "slope", "correlation"), strict=True):
         axis.set_title(f"({letter}) {name} of {len(careless):,} raters")
     axes[2].legend(frameon=False, fontsize=8, loc="upper left")
+    _save(figure, path)
+
+
+def plot_groups(
+    gains: Mapping[str, Interval],
+    members: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    path: Path,
+) -> None:
+    """What it is worth to know raters' groups, and whom each second group holds.
+
+    Args:
+        gains: in nats a comparison, by model.
+        members: by model, the raters' agreement with others, ``float[R]``, and how probably each is
+            of the second group, ``float[R]``.
+        path: the file to write.
+    """
+    figure, axes = _figure(1 + len(members))
+    estimate, low, high = np.array(list(gains.values()), float).T
+    height = np.arange(len(gains))
+    spread = [estimate - low, high - estimate]
+    axes[0].errorbar(estimate, height, xerr=spread, fmt="o", color=_BLUE, ms=4)
+    axes[0].axvline(0, color=_GREY, ls=":")
+    axes[0].set_yticks(height, [name.replace(", ", ",\n") for name in gains], fontsize=8)
+    axes[0].set_ylim(len(gains) - 0.5, -0.5)
+    axes[0].set(xlabel="nats a comparison", title="(a) gain on unseen sentences, 95%")
+    for letter, axis, (name, (agreement, second)) in zip(
+        "bcdefg", axes[1:], members.items(), strict=False
+    ):
+        there, belongs = np.isfinite(agreement), second > 0.5
+        parts = [agreement[there & which] for which in (belongs, ~belongs)]
+        labels = [f"second group ({belongs.mean():.1%})", "first"]
+        axis.hist(parts, 45, range=(-0.5, 1), stacked=True, color=[_ORANGE, _BLUE], label=labels)
+        axis.set(
+            xlabel="correlation with others' mean", ylabel="raters", title=f"({letter}) {name}"
+        )
+        axis.legend(frameon=False, fontsize=8, loc="upper left")
     _save(figure, path)
