@@ -1,6 +1,7 @@
 """What of a device's memory and arithmetic a model uses: both chosen by size and by device."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,7 @@ def activation_bytes(config: TransformerConfig, rows: int, length: int) -> int:
     return kept + whole // config.num_layers
 
 
+@functools.cache
 def _kept(config: TransformerConfig, rows: int, length: int) -> int:
     model = language_model(config)
     params = jax.eval_shape(model.init, jax.random.key(0))
@@ -102,9 +104,9 @@ def choose_remat(
         if needed <= bytes_available:
             return remat
     raise ValueError(
-        f"bytes_available must be at least {needed:.3g}, not {bytes_available:.3g}, for {rows} rows "
-        f"of {length} tokens, even if every block is computed again: read fewer rows at a time "
-        "(accumulate), cut them over more devices, or make them shorter"
+        f"bytes_available must be at least {needed:.3g}, not {bytes_available:.3g}, for {rows} "
+        f"rows of {length} tokens, even if every block is computed again: read fewer rows at a "
+        "time (accumulate), cut them over more devices, or make them shorter"
     )
 
 
