@@ -182,7 +182,7 @@ def test_dense_rewards_make_the_advantages_computed_by_hand(kind):
         after, metrics = jax.jit(algorithm.step)(state, toys.prompts(2, length=2))
         assert np.isnan(metrics["length"]) and metrics["skipped"] == 1
         with pytest.raises(ValueError, match="the prompts' 4 columns and the responses behind"):
-            algorithm.step(state, toys.prompts(2, length=4))
+            jax.eval_shape(algorithm.step, state, toys.prompts(2, length=4))
 
 
 def above_the_mean(rewards, values, mask):
