@@ -75,6 +75,17 @@ _SHUFFLE = 2**31 - 1
 _BASELINE = 2**31 - 2
 
 
+def _response_start(prompts: Prompts, answers: Sequences | Experience) -> int:
+    """The column in which every response starts: the vocabulary's work is for no other."""
+    start, width = prompts.tokens.shape[1], answers.tokens.shape[1]
+    if width <= start:
+        raise ValueError(
+            f"sample_fn must return the prompts' {start} columns and the responses behind them, "
+            f"not {width} columns in all"
+        )
+    return start
+
+
 def policy_gradient(
     logits_fn: LogitsFn,
     sample_fn: SampleFn,
@@ -117,7 +128,8 @@ def policy_gradient(
 
     Args:
         logits_fn: the policy, ``params -> logits``; of ``ActorCritic.policy`` if there is a critic.
-        sample_fn: the same policy generating, as from ``sampling.sampler``.
+        sample_fn: the same policy generating, as from ``sampling.sampler``: the prompts' columns
+            and, only behind them, the responses; otherwise ``length`` is nan and nothing is learnt.
         reward_fn: ``(frozen.reward, sequences) -> rewards[B]``, or ``[B, T]``, each earned at its
             token. With ``aggregate`` several of these: ``[M, B]`` or ``[M, B, T]``.
         optimizer: any optax transformation.
@@ -271,7 +283,8 @@ def policy_gradient(
 
         read = read_of(state.params, sequences)
         found, each_model = scored(state, sequences, read, mask)
-        ref_log_probs = token_log_probs(found.logits, tokens, temperature=temperature)
+        start = _response_start(prompts, sequences)
+        ref_log_probs = token_log_probs(found.logits, tokens, temperature=temperature, start=start)
         ref_log_probs = jnp.where(mask, ref_log_probs, 0)
         penalty = jnp.zeros_like(old_log_probs)
         if reward_penalty is not None:
@@ -296,10 +309,13 @@ def policy_gradient(
             estimates = adv.whiten(estimates, mask, axis_name=axis_name)
 
         kl = jnp.sum(kl_k1(old_log_probs, ref_log_probs), axis=-1)
+        length = jnp.sum(mask, axis=-1).astype(jnp.float32)
+        # A response among the prompts' columns has no log-probs here: the step is to be skipped.
+        length = jnp.where(jnp.any(mask[:, :start], axis=-1), jnp.nan, length)
         means = {
             "reward": rows_mean(rewards, valid),
             "kl": rows_mean(kl, valid),
-            "length": rows_mean(jnp.sum(mask, axis=-1).astype(jnp.float32), valid),
+            "length": rows_mean(length, valid),
             "entropy": token_mean(-old_log_probs, mask),
         }
         metrics = divided(means, axis_name) | {"kl_coefficient": state.extra.kl_coefficient}
@@ -325,7 +341,11 @@ def policy_gradient(
         return experience, adapted, metrics, divided(seen, axis_name)
 
     def update(
-        carry: tuple[Params, PyTree], batch: Experience, rest: Params, coefficient: jax.Array
+        carry: tuple[Params, PyTree],
+        batch: Experience,
+        rest: Params,
+        coefficient: jax.Array,
+        start: int,
     ):
         """One optimiser step on one minibatch."""
         trained, opt_state = carry
@@ -335,10 +355,12 @@ def policy_gradient(
             logits = logits_fn(policy_of(params), batch.read, batch.mask)
             if entropy_weight:
                 log_probs, entropies = log_probs_and_entropies(
-                    logits, batch.tokens, temperature=temperature
+                    logits, batch.tokens, temperature=temperature, start=start
                 )
             else:
-                log_probs = token_log_probs(logits, batch.tokens, temperature=temperature)
+                log_probs = token_log_probs(
+                    logits, batch.tokens, temperature=temperature, start=start
+                )
             mask = batch.response_mask
             log_probs = jnp.where(mask, log_probs, 0)
             losses = policy_loss(log_probs, batch.old_log_probs, batch.advantages, mask)
@@ -370,11 +392,11 @@ def policy_gradient(
         trained, rest = split_trainable(state.params, trainable)
         experience, adapted, metrics, watched = explore(state, batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
+        coefficient, start = state.extra.kl_coefficient, _response_start(batch, experience)
 
         def epoch(carry, index):
             cut = minibatches_of(experience, jax.random.fold_in(key, index), minibatches, axis_name)
-            coefficient = state.extra.kl_coefficient
-            return jax.lax.scan(lambda c, b: update(c, b, rest, coefficient), carry, cut)
+            return jax.lax.scan(lambda c, b: update(c, b, rest, coefficient, start), carry, cut)
 
         carry = (trained, state.opt_state)
         (trained, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
