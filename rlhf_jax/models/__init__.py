@@ -2,6 +2,7 @@
 
 from rlhf_jax.models import lora
 from rlhf_jax.models.attention import RopeScaling
+from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.hashed import CLAUSE_ENDS, NEGATIONS, hashed_model
 from rlhf_jax.models.heads import (
@@ -21,7 +22,6 @@ from rlhf_jax.models.ngrams import NgramModel, ngram_model
 from rlhf_jax.models.nnx import from_nnx
 from rlhf_jax.models.raters import RaterScale, rater_scale
 from rlhf_jax.models.transformer import (
-    KVCache,
     LanguageModel,
     Transformer,
     join_layers,

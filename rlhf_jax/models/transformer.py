@@ -19,12 +19,14 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax.models import cache as caches
+from rlhf_jax.models.attention import Block as Keys
 from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
+from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
 from rlhf_jax.sequences import positions
@@ -49,36 +51,20 @@ _ACTIVATIONS = {
 }
 
 
-@flax.struct.dataclass
-class KVCache:
-    """Keys and values of the tokens read so far.
-
-    Attributes:
-        keys: ``dtype[L, B, C, num_kv_heads, head_dim]``, rotated.
-        values: ``dtype[L, B, C, num_kv_heads, head_dim]``.
-        mask: ``bool[B, C]``, true where a real token was read.
-        length: ``int32[]``, how many of the ``C`` columns are filled.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    mask: jax.Array
-    length: jax.Array
-
-
 class _Context(NamedTuple):
     """What all layers are told of the tokens: where each is, and what it may see.
 
-    ``seen`` and ``near`` are ``bool[B, S, T]`` of the new tokens among themselves, and ``past_*``
-    of those in the cache; ``near`` and ``past_near`` are of the layers that slide.
+    ``seen`` and ``near`` are ``bool[B, S, T]``: of the tokens among themselves, or of the columns
+    of the cache into which they go; ``before`` and ``before_near`` of what the cache continues.
+    ``near`` and ``before_near`` are of the layers that slide.
     """
 
     positions: jax.Array
     seen: jax.Array
     near: jax.Array | None = None
     cache: KVCache | None = None
-    past_seen: jax.Array | None = None
-    past_near: jax.Array | None = None
+    before: jax.Array | None = None
+    before_near: jax.Array | None = None
 
 
 def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) -> _Context:
@@ -88,13 +74,12 @@ def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) 
     if cache is None:
         close = None if window is None else seen & near(places, places, window)
         return _Context(places, seen, close)
-    places += jnp.sum(cache.mask, axis=-1, keepdims=True)
-    past_seen = cache.mask[:, None, :]
-    if window is None:
-        return _Context(places, seen, None, cache, past_seen)
-    close = seen & near(places, places, window)
-    past_close = past_seen & near(places, positions(cache.mask), window)
-    return _Context(places, seen, close, cache, past_seen, past_close)
+    cache, places = caches.marked(cache, mask)
+    seen, close = caches.seen_by(places, cache, window)
+    if cache.prefix is None:
+        return _Context(places, seen, close, cache)
+    before = caches.seen_by(places, cache.prefix, window)
+    return _Context(places, seen, close, cache, *before)
 
 
 class _RMSNormFromOne(nn.Module):
@@ -146,6 +131,7 @@ class Block(nn.Module):
             queries, keys = norm("query_norm")(queries), norm("key_norm")(keys)
         if not config.learned_positions:
             queries, keys = self.rotated(queries, keys, layer, context)
+        keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
         h = self.attended(queries, keys, values, layer, context)
         h = dense(config.hidden_size, use_bias=config.attention_out_bias, name="attention_out")(h)
         x = x + (norm("attention_post_norm")(h) if config.post_norms else h)
@@ -176,17 +162,28 @@ class Block(nn.Module):
 
     def attended(self, queries, keys, values, layer, context):
         config, cache = self.config, context.cache
-        seen, past_seen = context.seen, context.past_seen
-        if config.sliding_window is not None:
-            slides = self.slides(layer)
-            seen = jnp.where(slides, context.near, seen)
-            past_seen = None if cache is None else jnp.where(slides, context.past_near, past_seen)
-        past = None if cache is None else (cache.keys[layer], cache.values[layer], past_seen)
+
+        def visible(seen, near):
+            if config.sliding_window is None:
+                return seen
+            return jnp.where(self.slides(layer), near, seen)
+
+        if cache is not None:
+            keys = caches.insert(cache.keys[layer], keys, cache.length, 2)
+            values = caches.insert(cache.values[layer], values, cache.length, 2)
+        blocks = [Keys(keys, values, visible(context.seen, context.near))]
+        if cache is not None and (prefix := cache.prefix) is not None:
+            seen = visible(context.before, context.before_near)
+            blocks.insert(0, Keys(prefix.keys[layer], prefix.values[layer], seen))
         scale = config.resolved_query_scale
         if config.rope_scaling is not None:
             scale *= config.rope_scaling.resolved_attention_factor**2
         return attend(
-            queries, keys, values, seen, past, scale=scale, softcap=config.attention_softcap
+            queries,
+            blocks,
+            scale=scale,
+            softcap=config.attention_softcap,
+            implementation=config.attention,
         )
 
 
@@ -245,7 +242,7 @@ class Transformer(nn.Module):
 
         Returns:
             The hidden state ``dtype[B, S, hidden_size]`` and the new tokens' keys and values, each
-            ``dtype[L, B, S, num_kv_heads, head_dim]``.
+            ``dtype[L, B, num_kv_heads, S, head_dim]``.
         """
         context = _context(self.config, mask, cache)
         hidden, below = self.lower(tokens, context)
@@ -357,22 +354,22 @@ def language_model(config: TransformerConfig) -> LanguageModel:
 
     def init_cache(batch_size: int, length: int) -> KVCache:
         check_length(length)
-        width = (config.num_kv_heads, config.resolved_head_dim)
-        empty = jnp.zeros((config.num_layers, batch_size, length, *width), config.dtype)
-        return KVCache(empty, empty, jnp.zeros([batch_size, length], bool), jnp.int32(0))
+        width = config.resolved_head_dim
+        shape = (config.num_layers, batch_size, config.num_kv_heads, length, width)
+        return caches.empty(shape, config.resolved_cache_dtype)
 
     def apply(params: Params, tokens: jax.Array, mask: jax.Array, cache: KVCache):
-        hidden, (keys, values) = module.apply({"params": params}, tokens, mask, cache)
-        start = cache.length
-        cache = KVCache(
-            jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, start, axis=2),
-            jax.lax.dynamic_update_slice_in_dim(cache.values, values, start, axis=2),
-            jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, start, axis=1),
-            start + tokens.shape[1],
+        hidden, read = module.apply({"params": params}, tokens, mask, cache)
+        marked, _ = caches.marked(cache, mask)
+        keys, values = (
+            caches.insert(block, new, cache.length, 3)
+            for block, new in zip((cache.keys, cache.values), read, strict=True)
         )
+        cache = marked.replace(keys=keys, values=values, length=cache.length + tokens.shape[1])
         return multiplied_out(factored(params, hidden[:, -1])), cache
 
-    decoder = Decoder(init_cache, apply, config.vocab_size, config.max_length)
+    size = config.vocab_size, config.max_length
+    decoder = Decoder(init_cache, apply, *size, caches.fork, caches.refill)
     return LanguageModel(init, logits_fn, factored_logits_fn, decoder, config, trunk_fn, top_fn)
 
 
