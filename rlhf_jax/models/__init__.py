@@ -18,15 +18,14 @@ from rlhf_jax.models.heads import (
     trunk_scores,
     value_model,
 )
+from rlhf_jax.models.layouts import join_layers, split_layers
 from rlhf_jax.models.ngrams import NgramModel, ngram_model
 from rlhf_jax.models.nnx import from_nnx
 from rlhf_jax.models.raters import RaterScale, rater_scale
 from rlhf_jax.models.transformer import (
     LanguageModel,
     Transformer,
-    join_layers,
     language_model,
-    split_layers,
 )
 
 __all__ = [

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 __all__ = [
     "IMPLEMENTATIONS",
-    "Block",
+    "KeyBlock",
     "RopeScaling",
     "attend",
     "near",
@@ -174,7 +174,7 @@ def near(query_positions: jax.Array, key_positions: jax.Array, window: int) -> j
     return query_positions[:, :, None] - key_positions[:, None, :] < window
 
 
-class Block(NamedTuple):
+class KeyBlock(NamedTuple):
     """Keys and values that lie together, and what is seen of them.
 
     Attributes:
@@ -191,7 +191,7 @@ class Block(NamedTuple):
 
 def attend(
     queries: jax.Array,
-    blocks: Sequence[Block],
+    blocks: Sequence[KeyBlock],
     *,
     scale: float,
     softcap: float | None = None,
@@ -235,12 +235,12 @@ def attend(
     groups = blocks[0].keys.shape[1]
     grouped = queries.reshape(batch, new, groups, heads // groups, width)
 
-    def shared(x: jax.Array, block: Block) -> jax.Array:
+    def shared(x: jax.Array, block: KeyBlock) -> jax.Array:
         """``[B, ...]`` as ``[N, B / N, ...]``."""
         rows = block.keys.shape[0]
         return x.reshape(rows, batch // rows, *x.shape[1:])
 
-    def scores(block: Block) -> jax.Array:
+    def scores(block: KeyBlock) -> jax.Array:
         raw = jnp.einsum(
             "nksgmd,ngtd->nkgsmt",
             shared(grouped, block),
@@ -263,7 +263,7 @@ def attend(
     return mixed
 
 
-def _cudnn_can(queries: jax.Array, block: Block) -> bool:
+def _cudnn_can(queries: jax.Array, block: KeyBlock) -> bool:
     """Whether cuDNN's attention takes these arrays, here."""
     _, new, _, width = queries.shape
     return (

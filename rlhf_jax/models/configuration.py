@@ -66,6 +66,10 @@ class TransformerConfig:
         attention: how it is computed (``models.attention.attend``): ``"einsum"``, ``"xla"``,
             ``"cudnn"``, or ``"auto"``, which is cuDNN's on a GPU where it can.
         cache_dtype: of the keys and values that generation keeps; by default ``dtype``.
+        unrolled_decoding: whether generation takes the layers apart, once a call, instead of
+            looping over them: a third faster for a 135M model on a CPU, for a second copy of its
+            layers in memory and a compilation that takes longer the deeper it is. ``None``: on a
+            CPU, if the layers take between 50 MB and 2 GB.
     """
 
     vocab_size: int
@@ -103,6 +107,7 @@ class TransformerConfig:
     num_top_layers: int = 0
     attention: str = "auto"
     cache_dtype: jnp.dtype | None = None
+    unrolled_decoding: bool | None = None
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

@@ -24,8 +24,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rlhf_jax.models import cache as caches
-from rlhf_jax.models.attention import Block as Keys
-from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
+from rlhf_jax.models import layouts
+from rlhf_jax.models.attention import KeyBlock, attend, near, rotary_frequencies, rotate
 from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
@@ -38,9 +38,7 @@ __all__ = [
     "LanguageModel",
     "Transformer",
     "TransformerConfig",
-    "join_layers",
     "language_model",
-    "split_layers",
 ]
 
 _ACTIVATIONS = {
@@ -171,10 +169,10 @@ class Block(nn.Module):
         if cache is not None:
             keys = caches.insert(cache.keys[layer], keys, cache.length, 2)
             values = caches.insert(cache.values[layer], values, cache.length, 2)
-        blocks = [Keys(keys, values, visible(context.seen, context.near))]
+        blocks = [KeyBlock(keys, values, visible(context.seen, context.near))]
         if cache is not None and (prefix := cache.prefix) is not None:
             seen = visible(context.before, context.before_near)
-            blocks.insert(0, Keys(prefix.keys[layer], prefix.values[layer], seen))
+            blocks.insert(0, KeyBlock(prefix.keys[layer], prefix.values[layer], seen))
         scale = config.resolved_query_scale
         if config.rope_scaling is not None:
             scale *= config.rope_scaling.resolved_attention_factor**2
@@ -188,9 +186,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to the last hidden state. ``(tokens, mask, cache) -> (hidden, keys and values)``."""
+    """Tokens to the last hidden state. ``(tokens, mask, cache) -> (hidden, keys and values)``.
+
+    ``unrolled``: each layer's parameters are by themselves, ``layers_0`` and so on, as
+    ``layouts.unstack_layers`` makes them, instead of being stacked.
+    """
 
     config: TransformerConfig
+    unrolled: bool = False
 
     def setup(self):
         config = self.config
@@ -211,7 +214,9 @@ class Transformer(nn.Module):
                 (config.hidden_size, config.vocab_size),
                 config.param_dtype,
             )
-        if config.num_top_layers < config.num_layers:
+        if self.unrolled:
+            self.layers = [Block(config) for _ in range(config.num_layers)]
+        elif config.num_top_layers < config.num_layers:
             self.layers = self.stack(config.num_layers - config.num_top_layers)
         if config.num_top_layers:
             self.top_layers = self.stack(config.num_top_layers)
@@ -261,6 +266,12 @@ class Transformer(nn.Module):
         if config.learned_positions:
             hidden += self.position_embed(context.positions)
         count = config.num_layers - config.num_top_layers
+        if self.unrolled:
+            read = []
+            for number, layer in enumerate(self.layers):
+                hidden, new = layer(hidden, number, context)
+                read.append(new)
+            return hidden, jax.tree.map(lambda *x: jnp.stack(x), *read)
         return self.layers(hidden, jnp.arange(count), context) if count else (hidden, None)
 
     def upper(self, hidden, context):
@@ -317,13 +328,14 @@ def language_model(config: TransformerConfig) -> LanguageModel:
     (1, 3, 16)
     """
     module = Transformer(config)
-    # The same numbers in either layout.
+    # The same numbers in each layout.
     whole = Transformer(dataclasses.replace(config, num_top_layers=0))
+    unrolled = whole.clone(unrolled=True)
 
     @jax.jit  # Op by op, the initialisation of a deep model takes many times as long.
     def init(key: Key) -> Params:
         tokens, mask = jnp.zeros([1, 2], jnp.int32), jnp.ones([1, 2], bool)
-        return split_layers(whole.init(key, tokens, mask)["params"], config.num_top_layers)
+        return layouts.split_layers(whole.init(key, tokens, mask)["params"], config.num_top_layers)
 
     def unembedding(params: Params) -> jax.Array:
         return params["embed"]["embedding"].T if config.tie_embeddings else params["unembed"]
@@ -359,7 +371,8 @@ def language_model(config: TransformerConfig) -> LanguageModel:
         return caches.empty(shape, config.resolved_cache_dtype)
 
     def apply(params: Params, tokens: jax.Array, mask: jax.Array, cache: KVCache):
-        hidden, read = module.apply({"params": params}, tokens, mask, cache)
+        reader = unrolled if "layers_0" in params else module
+        hidden, read = reader.apply({"params": params}, tokens, mask, cache)
         marked, _ = caches.marked(cache, mask)
         keys, values = (
             caches.insert(block, new, cache.length, 3)
@@ -369,55 +382,7 @@ def language_model(config: TransformerConfig) -> LanguageModel:
         return multiplied_out(factored(params, hidden[:, -1])), cache
 
     size = config.vocab_size, config.max_length
-    decoder = Decoder(init_cache, apply, *size, caches.fork, caches.refill)
+    decoder = Decoder(
+        init_cache, apply, *size, caches.fork, caches.refill, partial(layouts.prepared, config)
+    )
     return LanguageModel(init, logits_fn, factored_logits_fn, decoder, config, trunk_fn, top_fn)
-
-
-def split_layers(params: Params, top: int) -> Params:
-    """Parameters of a transformer as those of one with ``num_top_layers=top``.
-
-    Args:
-        params: with ``"layers"``, in one piece.
-        top: how many of the last layers go under ``"top_layers"``; 0 changes nothing.
-
-    Returns:
-        The same numbers in the other layout.
-
-    Raises:
-        ValueError: they are split already, or have fewer layers.
-
-    >>> params = split_layers({"layers": {"bias": jnp.arange(3)}}, 1)
-    >>> {name: stack["bias"].tolist() for name, stack in params.items()}
-    {'layers': [0, 1], 'top_layers': [2]}
-    """
-    if "layers" not in params or "top_layers" in params:
-        raise ValueError(f"params must have layers and no top_layers, not {', '.join(params)}")
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    if not 0 <= top <= count:
-        raise ValueError(f"top must be from 0 to {count}, the number of layers, not {top}")
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    if top < count:
-        rest["layers"] = jax.tree.map(lambda x: x[: count - top] if top else x, params["layers"])
-    if top:
-        rest["top_layers"] = jax.tree.map(lambda x: x[count - top :], params["layers"])
-    return rest
-
-
-def join_layers(params: Params) -> Params:
-    """Parameters of a transformer as those of one with ``num_top_layers=0``.
-
-    Args:
-        params: in either layout.
-
-    Returns:
-        The same numbers, all layers under ``"layers"``.
-
-    >>> split = {"layers": {"bias": jnp.arange(2)}, "top_layers": {"bias": jnp.array([2])}}
-    >>> join_layers(split)["layers"]["bias"].tolist()
-    [0, 1, 2]
-    """
-    stacks = [params[name] for name in ("layers", "top_layers") if name in params]
-    rest = {name: value for name, value in params.items() if name != "top_layers"}
-    if len(stacks) == 2:
-        stacks = [jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)]
-    return rest | {"layers": stacks[0]}

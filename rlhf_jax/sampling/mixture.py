@@ -55,4 +55,5 @@ def geometric_mixture(decoder: Decoder, *, reference_weight: float) -> Decoder:
         apply=apply,
         fork=decoder.fork and fork,
         refill=decoder.refill and refill,
+        prepare=lambda params: tuple(map(decoder.prepare, params)),
     )

@@ -50,6 +50,7 @@ def sampler(
     def sample(params: Params, prompts: Prompts, keys: Key) -> Sequences:
         samples = samples_of(decoder, max_new_tokens, prompts, keys)
         logits, cache = _read(decoder, params, prompts, samples, max_new_tokens - 1)
+        prepared = decoder.prepare(params)
         shape = (keys.size, max_new_tokens)
         tokens = jnp.full(shape, pad_id, jnp.int32)
         mask, log_probs = jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
@@ -72,7 +73,7 @@ def sampler(
         def body(loop):
             index, cache, alive, tokens, mask, log_probs = loop
             newest = jax.lax.dynamic_slice_in_dim(tokens, index - 1, 1, axis=1)
-            logits, cache = decoder.apply(params, newest, alive[:, None], cache)
+            logits, cache = decoder.apply(prepared, newest, alive[:, None], cache)
             return index + 1, cache, *emit(index, logits, alive, tokens, mask, log_probs)
 
         first = emit(jnp.int32(0), logits, alive, tokens, mask, log_probs)

@@ -116,6 +116,7 @@ def refilling_sampler(
         queue = jnp.pad(queue, (0, at_once), constant_values=total)
         queued = jnp.sum(wanted)
 
+        prepared = decoder.prepare(params)
         shape = (total, max_new_tokens)
         state = _Slots(
             cache=decoder.fork(
@@ -151,7 +152,7 @@ def refilling_sampler(
             """One more token in every slot that is taken."""
             taken = state.sequence < total
             logits, cache = decoder.apply(
-                params, state.newest[:, None], taken[:, None], state.cache
+                prepared, state.newest[:, None], taken[:, None], state.cache
             )
             own_keys = jnp.take(keys, state.sequence, mode="clip")
             drawn, log_probs = draw(own_keys, state.said, logits)
