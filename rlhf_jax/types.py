@@ -266,7 +266,8 @@ class Decoder(NamedTuple):
         refill: ``(cache, slots[N], source, rows[N]) -> cache``, where slots of one that was forked
             with ``samples=1`` begin anew as rows of a source; ``sampling.refilling_sampler`` needs
             it. A slot that there is not is left out.
-        prepare: ``params -> params`` as ``apply`` reads them fastest, made once a call.
+        prepare: ``(params, cache) -> (params, cache)``, forked or not, as ``apply`` reads them
+            fastest many times over; made once a call.
     """
 
     init_cache: Callable[[int, int], PyTree]
@@ -275,7 +276,7 @@ class Decoder(NamedTuple):
     max_length: int
     fork: Callable[[PyTree, int, int], PyTree] | None = None
     refill: Callable[[PyTree, jax.Array, PyTree, jax.Array], PyTree] | None = None
-    prepare: Callable[[Params], Params] = lambda params: params
+    prepare: Callable[[Params, PyTree], tuple[Params, PyTree]] = lambda *both: both
 
 
 # params, tokens[B, T], mask[B, T] -> logits[B, T, V]; entry t predicts token t + 1.

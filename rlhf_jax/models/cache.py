@@ -16,7 +16,17 @@ import jax.numpy as jnp
 
 from rlhf_jax.sequences import positions
 
-__all__ = ["KVCache", "empty", "fork", "insert", "marked", "positions_of", "refill", "seen_by"]
+__all__ = [
+    "KVCache",
+    "apart",
+    "empty",
+    "fork",
+    "insert",
+    "marked",
+    "positions_of",
+    "refill",
+    "seen_by",
+]
 
 
 @flax.struct.dataclass
@@ -25,8 +35,9 @@ class KVCache:
 
     Attributes:
         keys: ``dtype[L, B, G, C, D]``, rotated: of each layer, row and head ``C`` columns of ``D``
-            numbers, which lie as the products of attention read them.
-        values: ``dtype[L, B, G, C, D]``.
+            numbers, which lie as the products of attention read them; or, if the layers are apart,
+            a tuple of ``L`` arrays ``[B, G, C, D]``.
+        values: as ``keys``.
         mask: ``bool[B, C]``, true where a real token was read.
         positions: ``int32[B, C]``, the position of each among the real tokens of its row.
         length: ``int32[]``, how many tokens were read into these columns, of each row.
@@ -34,8 +45,8 @@ class KVCache:
             neighbours; ``None`` if they begin here.
     """
 
-    keys: jax.Array
-    values: jax.Array
+    keys: jax.Array | tuple[jax.Array, ...]
+    values: jax.Array | tuple[jax.Array, ...]
     mask: jax.Array
     positions: jax.Array
     length: jax.Array
@@ -108,6 +119,13 @@ def seen_by(
     return seen, None if window is None else seen & (ago < window)
 
 
+def apart(cache: KVCache) -> KVCache:
+    """The cache with each layer's keys and values by themselves, updated where they lie."""
+    keys, values = tuple(cache.keys), tuple(cache.values)
+    prefix = None if cache.prefix is None else apart(cache.prefix)
+    return cache.replace(keys=keys, values=values, prefix=prefix)
+
+
 def fork(cache: KVCache, samples: int, length: int) -> KVCache:
     """A cache of which ``samples`` neighbouring rows continue each row of another.
 
@@ -135,7 +153,7 @@ def refill(cache: KVCache, slots: jax.Array, source: KVCache, rows: jax.Array) -
     Args:
         cache: from ``fork(..., samples=1)``.
         slots: ``int32[N]``, which of its rows; one that it does not have is left out.
-        source: of as many columns as ``cache.prefix``.
+        source: of as many columns as ``cache.prefix``, its layers stacked.
         rows: ``int32[N]``, what row of ``source`` each is to continue.
 
     Returns:
@@ -146,9 +164,14 @@ def refill(cache: KVCache, slots: jax.Array, source: KVCache, rows: jax.Array) -
         where = (slice(None),) * axis + (slots,)
         return into.at[where].set(jnp.take(read, rows, axis=axis, mode="clip"), mode="drop")
 
+    def copied_layers(into, read: jax.Array):
+        if not isinstance(into, tuple):
+            return copied(into, read, 1)
+        return tuple(copied(layer, read[number], 0) for number, layer in enumerate(into))
+
     prefix = cache.prefix.replace(
-        keys=copied(cache.prefix.keys, source.keys, 1),
-        values=copied(cache.prefix.values, source.values, 1),
+        keys=copied_layers(cache.prefix.keys, source.keys),
+        values=copied_layers(cache.prefix.values, source.values),
         mask=copied(cache.prefix.mask, source.mask, 0),
         positions=copied(cache.prefix.positions, source.positions, 0),
     )

@@ -2,13 +2,14 @@
 
 Stacked, they compile in the same time however deep the model. But a loop over stacked layers first
 copies each layer's matrices out of the stack, on a CPU, for every token: half as much time again as
-their products with a few dozen rows take. Generation therefore takes the layers apart, once a call,
-where that pays.
+their products with sixteen rows take. Generation therefore takes the layers apart, once a call,
+where that pays, and those of the cache with them.
 """
 
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.models.cache import KVCache, apart
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.types import Params
 
@@ -19,8 +20,8 @@ __all__ = ["join_layers", "prepared", "split_layers", "unstack_layers"]
 _WORTH_IT = 50_000_000, 2_000_000_000
 
 
-def prepared(config: TransformerConfig, params: Params) -> Params:
-    """Parameters as generation reads them many times over: a ``Decoder.prepare``.
+def prepared(config: TransformerConfig, params: Params, cache: KVCache) -> tuple[Params, KVCache]:
+    """Parameters and cache as generation reads them many times over: a ``Decoder.prepare``.
 
     Matrices are of the dtype that is computed in, and, if ``config.unrolled_decoding`` says so,
     each layer is by itself.
@@ -36,7 +37,7 @@ def prepared(config: TransformerConfig, params: Params) -> Params:
         stacks = [params[name] for name in ("layers", "top_layers") if name in params]
         size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stacks))
         unroll = jax.default_backend() == "cpu" and _WORTH_IT[0] <= size <= _WORTH_IT[1]
-    return unstack_layers(params) if unroll else params
+    return (unstack_layers(params), apart(cache)) if unroll else (params, cache)
 
 
 def unstack_layers(params: Params) -> Params:

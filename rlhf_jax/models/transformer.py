@@ -130,7 +130,7 @@ class Block(nn.Module):
         if not config.learned_positions:
             queries, keys = self.rotated(queries, keys, layer, context)
         keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-        h = self.attended(queries, keys, values, layer, context)
+        h, read = self.attended(queries, keys, values, layer, context)
         h = dense(config.hidden_size, use_bias=config.attention_out_bias, name="attention_out")(h)
         x = x + (norm("attention_post_norm")(h) if config.post_norms else h)
 
@@ -143,7 +143,7 @@ class Block(nn.Module):
         else:
             h = activation(inner(name="up")(h))
         h = dense(config.hidden_size, use_bias=config.mlp_bias, name="down")(h)
-        return x + (norm("mlp_post_norm")(h) if config.post_norms else h), (keys, values)
+        return x + (norm("mlp_post_norm")(h) if config.post_norms else h), read
 
     def slides(self, layer):
         """Whether this layer does: looked up, as it is one program for all of them."""
@@ -166,9 +166,12 @@ class Block(nn.Module):
                 return seen
             return jnp.where(self.slides(layer), near, seen)
 
+        read = keys, values
         if cache is not None:
             keys = caches.insert(cache.keys[layer], keys, cache.length, 2)
             values = caches.insert(cache.values[layer], values, cache.length, 2)
+            if isinstance(cache.keys, tuple):  # They are written where they lie.
+                read = keys, values
         blocks = [KeyBlock(keys, values, visible(context.seen, context.near))]
         if cache is not None and (prefix := cache.prefix) is not None:
             seen = visible(context.before, context.before_near)
@@ -176,20 +179,15 @@ class Block(nn.Module):
         scale = config.resolved_query_scale
         if config.rope_scaling is not None:
             scale *= config.rope_scaling.resolved_attention_factor**2
-        return attend(
-            queries,
-            blocks,
-            scale=scale,
-            softcap=config.attention_softcap,
-            implementation=config.attention,
-        )
+        settings = {"softcap": config.attention_softcap, "implementation": config.attention}
+        return attend(queries, blocks, scale=scale, **settings), read
 
 
 class Transformer(nn.Module):
     """Tokens to the last hidden state. ``(tokens, mask, cache) -> (hidden, keys and values)``.
 
-    ``unrolled``: each layer's parameters are by themselves, ``layers_0`` and so on, as
-    ``layouts.unstack_layers`` makes them, instead of being stacked.
+    ``unrolled``: each layer's parameters are by themselves, ``layers_0`` and so on, and so are its
+    keys and values, as ``layouts.prepared`` makes them, instead of being stacked.
     """
 
     config: TransformerConfig
@@ -271,7 +269,7 @@ class Transformer(nn.Module):
             for number, layer in enumerate(self.layers):
                 hidden, new = layer(hidden, number, context)
                 read.append(new)
-            return hidden, jax.tree.map(lambda *x: jnp.stack(x), *read)
+            return hidden, tuple(zip(*read, strict=True))
         return self.layers(hidden, jnp.arange(count), context) if count else (hidden, None)
 
     def upper(self, hidden, context):
@@ -371,13 +369,13 @@ def language_model(config: TransformerConfig) -> LanguageModel:
         return caches.empty(shape, config.resolved_cache_dtype)
 
     def apply(params: Params, tokens: jax.Array, mask: jax.Array, cache: KVCache):
-        reader = unrolled if "layers_0" in params else module
-        hidden, read = reader.apply({"params": params}, tokens, mask, cache)
+        apart = isinstance(cache.keys, tuple)
+        reader = unrolled if apart else module
+        hidden, (keys, values) = reader.apply({"params": params}, tokens, mask, cache)
         marked, _ = caches.marked(cache, mask)
-        keys, values = (
-            caches.insert(block, new, cache.length, 3)
-            for block, new in zip((cache.keys, cache.values), read, strict=True)
-        )
+        if not apart:
+            keys = caches.insert(cache.keys, keys, cache.length, 3)
+            values = caches.insert(cache.values, values, cache.length, 3)
         cache = marked.replace(keys=keys, values=values, length=cache.length + tokens.shape[1])
         return multiplied_out(factored(params, hidden[:, -1])), cache
 

@@ -50,10 +50,14 @@ def geometric_mixture(decoder: Decoder, *, reference_weight: float) -> Decoder:
         pairs = zip(caches, sources, strict=True)
         return tuple(decoder.refill(cache, slots, source, rows) for cache, source in pairs)
 
+    def prepare(params: tuple[Params, Params], caches: PyTree) -> tuple[PyTree, PyTree]:
+        both = zip(params, caches, strict=True)
+        return tuple(zip(*(decoder.prepare(*each) for each in both), strict=True))
+
     return decoder._replace(
         init_cache=init_cache,
         apply=apply,
         fork=decoder.fork and fork,
         refill=decoder.refill and refill,
-        prepare=lambda params: tuple(map(decoder.prepare, params)),
+        prepare=prepare,
     )

@@ -50,7 +50,7 @@ def sampler(
     def sample(params: Params, prompts: Prompts, keys: Key) -> Sequences:
         samples = samples_of(decoder, max_new_tokens, prompts, keys)
         logits, cache = _read(decoder, params, prompts, samples, max_new_tokens - 1)
-        prepared = decoder.prepare(params)
+        prepared, cache = decoder.prepare(params, cache)
         shape = (keys.size, max_new_tokens)
         tokens = jnp.full(shape, pad_id, jnp.int32)
         mask, log_probs = jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)

@@ -116,12 +116,12 @@ def refilling_sampler(
         queue = jnp.pad(queue, (0, at_once), constant_values=total)
         queued = jnp.sum(wanted)
 
-        prepared = decoder.prepare(params)
+        cache = decoder.init_cache(rows, prompt_length)
+        cache = decoder.fork(cache, 1, max(max_new_tokens - 1, 1))
+        prepared, cache = decoder.prepare(params, cache)
         shape = (total, max_new_tokens)
         state = _Slots(
-            cache=decoder.fork(
-                decoder.init_cache(rows, prompt_length), 1, max(max_new_tokens - 1, 1)
-            ),
+            cache=cache,
             sequence=jnp.full([rows], total, jnp.int32),
             said=jnp.zeros([rows], jnp.int32),
             newest=jnp.full([rows], pad_id, jnp.int32),
