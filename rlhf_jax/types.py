@@ -326,8 +326,8 @@ ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 RewardFn = Callable[[Params, Sequences], jax.Array]
 # params, first, second (Sequences of B rows) -> probability[B] that the first is preferred
 JudgeFn = Callable[[Params, Sequences, Sequences], jax.Array]
-# params, prompts of B rows, keys[B * K] -> B * K sequences with log_probs, K neighbours a prompt: the
-# P columns of the prompts, and the responses behind them
+# params, prompts of B rows, keys[B * K] -> B * K sequences with log_probs, K neighbours a prompt:
+# the P columns of the prompts, and the responses behind them
 SampleFn = Callable[[Params, Prompts, Key], Sequences]
 # chosen[B], rejected[B] -> loss[B]; with a third argument, tied[B], for data with ties
 PreferenceLoss = Callable[..., jax.Array]
