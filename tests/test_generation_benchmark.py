@@ -46,7 +46,7 @@ def test_all_ways_are_measured(benchmark, tmp_path, capsys):
     benchmark.main(benchmark.Config(run_dir=tmp_path / "run", fast=True))
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert len(result["unequal"]) == 4
-    assert result["unequal"][0]["speed"] == 1
+    assert result["unequal"][0]["times_first"] == 1
     assert "slots refilled" in capsys.readouterr().out
 
 

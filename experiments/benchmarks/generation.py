@@ -9,7 +9,6 @@ python --peer-python names). Random weights: the figures are of shapes. Writes r
 import dataclasses
 import json
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -104,14 +103,14 @@ def unequal(config: Config, model: rj.models.LanguageModel, params) -> list[dict
         "prompts read once, all at once": lambda keys: plain(params, prompts, keys),
         f"prompts read once, {slots} slots refilled": lambda keys: refilling(params, prompts, keys),
     }
-    seconds, lengths = {name: [] for name in ways}, []
+    taken, lengths = {name: [] for name in ways}, []
     for number in range(config.rounds + 1):  # The first compiles.
         keys = jax.random.split(jax.random.key(number), config.prompts * samples)
         said = {}
         for name, way in ways.items():
-            began = time.perf_counter()
+            began = clocks()
             said[name] = jax.block_until_ready(way(keys))
-            seconds[name].append(time.perf_counter() - began)
+            taken[name].append(clocks() - began)
         first, *others = said.values()
         lengths.append(float(jnp.mean(jnp.sum(first.response_mask, axis=1))))
         for name, other in zip(list(said)[1:], others, strict=True):
@@ -119,25 +118,36 @@ def unequal(config: Config, model: rj.models.LanguageModel, params) -> list[dict
             if same < 0.98:  # Rounding may turn a draw.
                 raise RuntimeError(f"{name} says the same in {same:.0%} of the sequences only")
     print(f"{len(keys)} responses of {np.mean(lengths[1:]):.1f} tokens on average")
-    base = next(iter(seconds.values()))[1:]
-    rows = []
-    for name, each in seconds.items():
-        first_call, *each = each
-        rows.append(
-            {
-                "way": name,
-                "tokens_per_second": len(keys) * np.mean(lengths[1:]) / statistics.median(each),
-                "speed": statistics.median(b / e for b, e in zip(base, each, strict=True)),
-                "seconds": each,
-                "first_seconds": first_call,
-            }
-        )
+    tokens = len(keys) * float(np.mean(lengths[1:]))
+    base, *_ = taken.values()
+    rows = [row(name, each, base, tokens) for name, each in taken.items()]
+    for found in rows:
         print(
-            f"{name:44} {rows[-1]['tokens_per_second']:8.0f} tokens/s, "
-            f"{rows[-1]['speed']:5.2f} times the first; first call {first_call:.1f} s",
+            f"{found['name']:44} {found['tokens_per_second']:8.0f} tokens/s; "
+            f"{1 / found['times_first']:5.2f} times as fast as the first, "
+            f"by processor time {1 / found['times_first_cpu']:5.2f}",
             flush=True,
         )
     return rows
+
+
+def clocks() -> np.ndarray:
+    """Seconds of the wall, and of processors in this process: what a busy machine distorts less."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def row(name: str, taken: list[np.ndarray], base: list[np.ndarray], tokens: float) -> dict:
+    """What was measured of one way, without the first call; ratios are medians over the rounds."""
+    taken, base = np.array(taken), np.array(base)
+    ratios = np.median(taken[1:] / base[1:], axis=0)
+    return {
+        "name": name,
+        "tokens_per_second": tokens / float(np.median(taken[1:, 0])),
+        "times_first": float(ratios[0]),
+        "times_first_cpu": float(ratios[1]),
+        "seconds": taken[:, 0].tolist(),
+        "cpu_seconds": taken[:, 1].tolist(),
+    }
 
 
 def against_peer(config: Config, model: rj.models.LanguageModel, params) -> list[dict]:
@@ -160,26 +170,29 @@ def against_peer(config: Config, model: rj.models.LanguageModel, params) -> list
     }
     asked = [llama, np.asarray(prompts.tokens).tolist(), config.response_length]
     peers = {n: Peer(config.peer_python, n, asked) for n in config.peer_threads}
-    seconds = {"ours": []}
+    taken = {"ours": []}
     try:
         for number in range(config.rounds + 1):  # The first compiles and warms up.
             keys = jax.random.split(jax.random.key(number), batch)
-            began = time.perf_counter()
+            began = clocks()
             jax.block_until_ready(sample(params, prompts, keys))
-            seconds["ours"].append(time.perf_counter() - began)
+            taken["ours"].append(clocks() - began)
             for threads, peer in peers.items():
                 for how in ("sampling", "greedy"):
                     name = f"transformers, {how}, {threads} threads"
-                    seconds.setdefault(name, []).append(peer.seconds(how))
+                    taken.setdefault(name, []).append(peer.seconds(how))
     finally:
         for peer in peers.values():
             peer.process.kill()
-    rows = []
-    for name, each in seconds.items():
-        ratio = statistics.median(e / o for e, o in zip(each[1:], seconds["ours"][1:], strict=True))
-        rate = batch * config.response_length / statistics.median(each[1:])
-        rows.append({"who": name, "tokens_per_second": rate, "ours_times": ratio, "seconds": each})
-        print(f"{name:44} {rate:8.0f} tokens/s; ours is {ratio:5.2f} times as fast", flush=True)
+    tokens = batch * config.response_length
+    rows = [row(name, each, taken["ours"], tokens) for name, each in taken.items()]
+    for found in rows:
+        print(
+            f"{found['name']:44} {found['tokens_per_second']:8.0f} tokens/s; ours is "
+            f"{found['times_first']:5.2f} times as fast, by processor time "
+            f"{found['times_first_cpu']:5.2f}",
+            flush=True,
+        )
     return rows
 
 
@@ -202,12 +215,12 @@ class Peer:
         self.process.stdin.write(line + "\n")
         self.process.stdin.flush()
 
-    def seconds(self, how: str) -> float:
-        """Of one call."""
+    def seconds(self, how: str) -> np.ndarray:
+        """Of one call, as ``clocks``."""
         self.tell(how)
         if not (answer := self.process.stdout.readline()):
             raise RuntimeError(f"{PEER.name} failed: has --peer-python torch and transformers?")
-        return float(answer)
+        return np.array(json.loads(answer))
 
 
 def main(config: Config) -> None:
