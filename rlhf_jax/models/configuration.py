@@ -67,9 +67,8 @@ class TransformerConfig:
             ``"cudnn"``, or ``"auto"``, which is cuDNN's on a GPU where it can.
         cache_dtype: of the keys and values that generation keeps; by default ``dtype``.
         unrolled_decoding: whether generation takes the layers apart, once a call, instead of
-            looping over them: a third faster for a 135M model on a CPU, for a second copy of its
-            layers in memory and a compilation that takes longer the deeper it is. ``None``: on a
-            CPU, if the layers take between 50 MB and 2 GB.
+            looping over them. On a CPU long responses of few rows are faster so; it costs a second
+            copy of the layers and a compilation that takes longer the deeper the model is.
     """
 
     vocab_size: int
@@ -107,7 +106,7 @@ class TransformerConfig:
     num_top_layers: int = 0
     attention: str = "auto"
     cache_dtype: jnp.dtype | None = None
-    unrolled_decoding: bool | None = None
+    unrolled_decoding: bool = False
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:

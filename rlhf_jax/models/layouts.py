@@ -2,8 +2,8 @@
 
 Stacked, they compile in the same time however deep the model. But a loop over stacked layers first
 copies each layer's matrices out of the stack, on a CPU, for every token: half as much time again as
-their products with sixteen rows take. Generation therefore takes the layers apart, once a call,
-where that pays, and those of the cache with them.
+their products with sixteen rows take. ``config.unrolled_decoding`` therefore takes the layers apart,
+once a call, and those of the cache with them.
 """
 
 import jax
@@ -14,10 +14,6 @@ from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.types import Params
 
 __all__ = ["join_layers", "prepared", "split_layers", "unstack_layers"]
-
-# Bytes of the layers between which taking them apart pays on a CPU: below, it is not worth the
-# compiling; above, the second copy is not worth the memory.
-_WORTH_IT = 50_000_000, 2_000_000_000
 
 
 def prepared(config: TransformerConfig, params: Params, cache: KVCache) -> tuple[Params, KVCache]:
@@ -32,12 +28,9 @@ def prepared(config: TransformerConfig, params: Params, cache: KVCache) -> tuple
         return x.astype(config.dtype) if matrix else x
 
     params = jax.tree_util.tree_map_with_path(cast, params)
-    unroll = config.unrolled_decoding
-    if unroll is None:
-        stacks = [params[name] for name in ("layers", "top_layers") if name in params]
-        size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(stacks))
-        unroll = jax.default_backend() == "cpu" and _WORTH_IT[0] <= size <= _WORTH_IT[1]
-    return (unstack_layers(params), apart(cache)) if unroll else (params, cache)
+    if not config.unrolled_decoding:
+        return params, cache
+    return unstack_layers(params), apart(cache)
 
 
 def unstack_layers(params: Params) -> Params:
