@@ -1,7 +1,7 @@
 """Many devices and many processes: the same step, its state and batch cut along a mesh.
 
-``shard_step`` is the default: ``jax.jit`` with shardings, a global view, any step unchanged. What is
-cut, and how, is data (``rules``). ``pmap_step`` is the second path, for code that has pmap already.
+``shard_step`` is the default: ``jax.jit`` with shardings, a global view, any step unchanged. What
+is cut, and how, is data (``rules``). ``pmap_step`` is the second path, for code that has pmap.
 """
 
 from rlhf_jax.parallel.collectives import Collective, collectives

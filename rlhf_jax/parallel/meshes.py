@@ -4,8 +4,8 @@ Three axes, any of which may be 1: over ``data`` only the batch is cut; over ``f
 the state with it, every layer's parameters being put together when it is computed; over ``tensor``
 the parameters and the computation with them (heads, the inner width, the vocabulary).
 
-Reference: fsdp, Rajbhandari et al. 2019 (ZeRO), https://arxiv.org/abs/1910.02054; tensor, Shoeybi et
-al. 2019, https://arxiv.org/abs/1909.08053
+Reference: fsdp, Rajbhandari et al. 2019 (ZeRO), https://arxiv.org/abs/1910.02054; tensor, Shoeybi
+et al. 2019, https://arxiv.org/abs/1909.08053
 """
 
 import math
@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax.placing import ROW_AXES
 from rlhf_jax.types import Batch, PyTree
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
 ]
 
 AXES = ("data", "fsdp", "tensor")
-# Over these the batch's rows are cut.
-_ROWS = ("data", "fsdp")
 
 
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -101,7 +100,7 @@ def make_mesh(
 
 def row_devices(mesh: Mesh) -> int:
     """Over how many devices a batch's rows are cut."""
-    return math.prod(mesh.shape.get(name, 1) for name in _ROWS)
+    return math.prod(mesh.shape.get(name, 1) for name in ROW_AXES)
 
 
 def whole(mesh: Mesh) -> NamedSharding:
@@ -119,7 +118,7 @@ def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
     Returns:
         The sharding.
     """
-    rows = tuple(name for name in _ROWS if name in mesh.shape)
+    rows = tuple(name for name in ROW_AXES if name in mesh.shape)
     return NamedSharding(mesh, PartitionSpec(*[None] * batch_axis, rows))
 
 

@@ -69,7 +69,7 @@ def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = TRANSFORMER_RULES)
     >>> shapes = {"layers": {"gate": {"kernel": jax.ShapeDtypeStruct((2, 8, 24), jnp.float32)}}}
     >>> mesh = jax.sharding.AbstractMesh((2, 4), ("fsdp", "tensor"))
     >>> state_shardings(shapes, mesh)["layers"]["gate"]["kernel"].spec
-    PartitionSpec(None, 'fsdp', 'tensor')
+    P(None, 'fsdp', 'tensor')
     """
     rows = _rows(state, mesh, rules)
     shardings = [NamedSharding(mesh, PartitionSpec(*row.partition)) for row in rows]
@@ -94,8 +94,8 @@ def describe_sharding(state: PyTree, mesh: Mesh, rules: Rules = TRANSFORMER_RULE
     >>> mesh = jax.sharding.AbstractMesh((2, 4), ("fsdp", "tensor"))
     >>> print(describe_sharding(shapes, mesh))
     fsdp=2, tensor=4: 8 devices
-    path                array               partition       bytes a device
-    layers/gate/kernel  float32[2, 8, 24]   -, fsdp, tensor            192
+    path                array              partition        bytes a device
+    layers/gate/kernel  float32[2, 8, 24]  -, fsdp, tensor             192
     together            1,536 bytes                                    192
     """
     rows = _rows(state, mesh, rules)

@@ -3,6 +3,7 @@
 Reference: https://docs.jax.dev/en/latest/migrate_pmap.html
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -33,8 +34,14 @@ def shard_step(
     """
     everywhere = whole(mesh)
     state = everywhere if state_shardings is None else state_shardings
+
+    @functools.wraps(step)
+    def meshed(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # for placing.placed
+            return step(state, batch)
+
     compiled = jax.jit(
-        step,
+        meshed,
         in_shardings=(state, batch_sharding(mesh, batch_axis)),
         out_shardings=(state, everywhere),
         donate_argnums=0,
