@@ -27,7 +27,7 @@ TRANSFORMER_RULES: Rules = (
     # The rows' and columns' sums of Adafactor, which lack one of the parameter's axes.
     ("*/v_row/*", ()),
     ("*/v_col/*", ()),
-    ("*position_embed/embedding", (None, "fsdp")),
+    ("*position_embed/embedding", ()),
     ("*embed/embedding", ("tensor", "fsdp")),
     ("*unembed", ("fsdp", "tensor")),
     ("*layers/attention_out/kernel", ("tensor", "fsdp")),
