@@ -1,7 +1,7 @@
-"""What the axes of an array inside a step are, for the compiler to know where to cut them on a mesh.
+"""What the axes of an array inside a step are: on a mesh, the compiler then cuts them accordingly.
 
-Models and losses say ``placed(x, "rows", None, "heads")`` at the few places where the compiler would
-guess wrong, and know nothing of devices. On one device, under ``jax.pmap``, and wherever else
+Models and losses say ``placed(x, "rows", None, "heads")`` at the few places where the compiler
+would guess wrong, and know nothing of devices. On one device, under ``jax.pmap``, and wherever else
 ``parallel.shard_step`` has not named a mesh, that is ``x``, and the program the same as without.
 """
 

@@ -11,7 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.placing import pieces, placed
+from rlhf_jax.placing import looked_up, pieces, placed
 
 __all__ = ["MAX_BLOCK", "blockwise", "default_block", "logits_of", "statistics"]
 
@@ -89,7 +89,7 @@ def blockwise(
     table = jnp.pad(unembedding.T, ((0, -vocabulary % blocks), (0, 0)))
     # Block i is the words i, i + blocks, i + 2 blocks ...: where the vocabulary is cut over
     # devices, each has a share of every block, and none waits for another.
-    table = table.reshape(-1, blocks, width)
+    table = placed(table.reshape(-1, blocks, width), "words", None, "width")
     temperature = jnp.asarray(temperature, jnp.float32)
     return _blockwise(hidden, table, targets, temperature, softcap, vocabulary, entropies)
 
@@ -129,7 +129,7 @@ def _forwards(hidden, table, targets, temperature, softcap, vocabulary, entropie
         return (larger, normaliser, weighted), None
 
     # The targets' logits from their own columns: picking them out of every block costs more.
-    kernel = table.reshape(-1, table.shape[-1])[targets].astype(hidden.dtype)
+    kernel = looked_up(table.reshape(-1, table.shape[-1]), targets).astype(hidden.dtype)
     picked = jnp.sum(hidden.astype(jnp.float32) * kernel, axis=-1)
     zeros = jnp.zeros(hidden.shape[0], jnp.float32)
     carry = (zeros + _NEGATIVE, zeros, zeros)
