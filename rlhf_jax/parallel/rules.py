@@ -26,8 +26,8 @@ Rules = tuple[tuple[str, tuple[Axis, ...]], ...]
 # where the cut inputs come together again. Words are cut over tensor. What is small is whole.
 TRANSFORMER_RULES: Rules = (
     # The rows' and columns' sums of Adafactor, which lack one of the parameter's axes.
-    ("*/v_row/*", ()),
-    ("*/v_col/*", ()),
+    ("*v_row/*", ()),
+    ("*v_col/*", ()),
     ("*position_embed/embedding", ()),
     ("*embed/embedding", ("tensor", "fsdp")),
     ("*unembed", ("fsdp", "tensor")),
