@@ -1,9 +1,12 @@
 """Saving a training state so that it comes back bit for bit, or not at all.
 
 A checkpoint is an orbax checkpoint of two items: ``state``, the arrays by name, and ``record``, a
-JSON description with a digest of every array (``digests``), the configuration and the caller's metadata.
-Orbax takes any folder named like a step for a checkpoint, half-copied or not; the record is what
-tells a good one from a damaged one. It guards against accidents, not against forgery.
+JSON description with a digest of every array (``digests``), the configuration and the caller's
+metadata. Orbax takes any folder named like a step for a checkpoint, half-copied or not; the record
+is what tells a good one from a damaged one. It guards against accidents, not against forgery.
+
+With several processes all call ``save`` and ``restore``, of one folder that all see. Each reads and
+writes what its own devices hold: no device, and no process, ever has the whole state.
 
 The position in the data is the state's step, so there is nothing else to save.
 """
@@ -105,7 +108,7 @@ def save(
             for old in sorted(s for s in manager.all_steps() if s >= step):
                 try:
                     there = _record(manager, old)
-                    _arrays(manager, old, there, {n: _leaf(a) for n, a in arrays.items()})
+                    _arrays(manager, old, there)
                 except Exception:
                     _set_aside(folder, old)
                     continue

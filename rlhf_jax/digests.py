@@ -1,8 +1,9 @@
 """Digests of arrays, to know them again: SHA-256, or a sum where no process has the whole array.
 
-SHA-256 reads the bytes in order, so it needs them in one place. The sum is of mixed numbers, each of
-an element's bits and its position; it is the same however the array is cut, and every device adds
-up its own part. Both tell a damaged array from a good one; only the first stands up to forgery.
+SHA-256 reads the bytes in order, so it needs them in one place. The sum is of mixed numbers, each
+of an element's bits and its position; it is the same however the array is cut, and every device
+adds up its own part. Both tell a damaged array from a good one; only the first stands up to
+forgery.
 
 Reference: the mixing is the finaliser of MurmurHash3, https://github.com/aappleby/smhasher
 """
@@ -113,7 +114,7 @@ def _mixed(xp: ModuleType, array: Array, start: int = 0) -> list[Array]:
 
 
 def _bits(xp: ModuleType, array: Array) -> Array:
-    """Every element's bits as a ``uint32``; of one of 64, both halves added up, one turned round."""
+    """Every element's bits as a ``uint32``; of one of 64, both halves mixed."""
     size = array.dtype.itemsize
     if size == 8:
         halves = np.ascontiguousarray(array).view(np.uint32).reshape(*array.shape, 2)

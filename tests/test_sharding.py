@@ -55,8 +55,6 @@ def test_a_cut_state_gives_the_numbers_of_one_device_and_is_never_put_together()
     # And once a layer: three layers, of policy and reference, gates and ups and their backward.
     layers = [c for c in gathered if c.bytes == largest]
     assert {c.times for c in layers} == {3}
-    # The gradient of the embedding is never of all its words.
-    assert max(c.bytes for c in sent if c.kind == "all-to-all") < 6144 // 2
 
 
 @pytest.mark.slow
