@@ -163,6 +163,9 @@ def test_meshes_that_cannot_be():
         parallel.make_mesh(fsdp=3)
     with pytest.raises(ValueError, match="4 devices cannot make a mesh of data=2, fsdp=1"):
         parallel.make_mesh(data=2)
+    for text in ("model=2", "fsdp", "fsdp=2,fsdp=2", "fsdp=two", ""):
+        with pytest.raises(ValueError, match="it must be some of data, fsdp and tensor"):
+            parallel.mesh_axes(text)
     mesh = parallel.make_mesh(data=2, fsdp=2)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 1}
     with pytest.raises(ValueError, match="batch of 6 cannot be cut evenly over 4 devices"):

@@ -28,6 +28,7 @@ __all__ = [
     "data_mesh",
     "is_global",
     "make_mesh",
+    "mesh_axes",
     "place",
     "put",
     "row_devices",
@@ -101,6 +102,33 @@ def make_mesh(
         ordered = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
         return Mesh(ordered, AXES, axis_types=kinds)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def mesh_axes(text: str) -> dict[str, int]:
+    """A mesh as a person writes it, for ``make_mesh``.
+
+    Args:
+        text: ``"fsdp=4,tensor=2"``; an axis that is left out is 1, but ``data`` what is left.
+
+    Returns:
+        The axes' sizes.
+
+    Raises:
+        ValueError: if it cannot be read.
+
+    >>> mesh_axes("fsdp=4,tensor=2")
+    {'fsdp': 4, 'tensor': 2}
+    """
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    names = [name for name, _, _ in pairs]
+    if not all(
+        name in AXES and size.isdigit() and names.count(name) == 1 for name, _, size in pairs
+    ):
+        raise ValueError(
+            f"a mesh is {text!r}: it must be some of data, fsdp and tensor with their sizes, such "
+            "as data=2,fsdp=4,tensor=2"
+        )
+    return {name: int(size) for name, _, size in pairs}
 
 
 def check_model(config: TransformerConfig, mesh: Mesh) -> list[str]:

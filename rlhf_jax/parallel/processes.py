@@ -84,7 +84,8 @@ def initialise(
     if jax.distributed.is_initialized():
         return Processes(jax.process_index(), jax.process_count())
     given = _given(coordinator, count, index)
-    if given is None and not _cluster():
+    several = _several_stated()
+    if given is None and several is False:
         return Processes(0, 1)
     settings = {} if given is None else dict(zip(_ARGUMENTS, given, strict=True))
     try:
@@ -95,6 +96,8 @@ def initialise(
         raise
     except Exception as error:
         if "before any JAX" in str(error):
+            if given is None and not several:
+                return Processes(0, 1)
             raise RuntimeError(
                 "parallel.initialise() must come before anything that uses a device: at the top of "
                 "the script's main"
@@ -148,15 +151,20 @@ def _given(
     return address, number, which
 
 
-def _cluster() -> bool:
-    """Whether to let JAX look for a cluster: not where the environment says there is one task.
+def _several_stated() -> bool | None:
+    """Whether the environment says that there are several processes; ``None`` if it does not say.
 
-    JAX asks Kubernetes of any pod, but only those of an indexed job have an index.
+    JAX would ask Kubernetes of any pod, but only those of an indexed job have an index.
     """
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-        if os.environ.get(name, "") == "1":
-            return False
-    return "KUBERNETES_SERVICE_HOST" not in os.environ or "JOB_COMPLETION_INDEX" in os.environ
+        if name in os.environ:
+            return os.environ[name] != "1"
+    for name in ("TPU_WORKER_HOSTNAMES", "TPU_PROCESS_ADDRESSES"):
+        if name in os.environ:
+            return "," in os.environ[name]
+    if "JOB_COMPLETION_INDEX" in os.environ:
+        return True
+    return False if "KUBERNETES_SERVICE_HOST" in os.environ else None
 
 
 def is_first() -> bool:
