@@ -92,8 +92,8 @@ def _sums(arrays: Mapping[str, Array]) -> dict[str, str]:
 
 def _sum_here(array: np.ndarray) -> list[np.ndarray]:
     """As ``_mixed`` of the whole, a slab at a time."""
-    if array.ndim == 0:
-        return _mixed(np, array)
+    if array.ndim == 0:  # As one of one element: NumPy warns of the overflow of scalars.
+        return _sum_here(array.reshape(1))
     total, start = np.zeros(2, np.uint32), 0
     for slab in _slabs(array):
         total += np.array(_mixed(np, slab, start), np.uint32)

@@ -56,11 +56,13 @@ def train(folder, mesh, batches, resume, local=None):
     algorithm = sharded.supervised_algorithm()
     run = runs.start(folder, CONFIG, resume=resume)
 
-    def init():
-        state = algorithm.init(sharded.params(), jax.random.key(1))
-        return parallel.put(state, parallel.state_shardings(state, mesh))
+    def fresh():
+        return algorithm.init(sharded.params(), jax.random.key(1))
 
-    cut = parallel.state_shardings(jax.eval_shape(init), mesh)
+    cut = parallel.state_shardings(jax.eval_shape(fresh), mesh)
+
+    def init():
+        return parallel.put(fresh(), cut)
 
     def compile(chunk):
         return parallel.shard_step(chunk, mesh, state_shardings=cut, batch_axis=1)
@@ -90,7 +92,8 @@ def test_two_processes_are_killed_and_one_goes_on_with_another_mesh(tmp_path):
         port = free.getsockname()[1]
     both = [launch([index, port, tmp_path / "run"]) for index in range(2)]
     said = [process.communicate(timeout=900)[0] for process in both]
-    assert [process.returncode for process in both] == [-9, -9], said
+    codes = [process.returncode for process in both]
+    assert codes == [-9, -9], "\n".join(text[-3000:] for text in said)
     for index, lines in enumerate(said):
         assert f"Processes(index={index}, count=2)" in lines
         assert "DISAGREE the processes disagree on the configuration: " in lines
