@@ -5,8 +5,9 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
-    {"types", "checks", "vocabulary"},
-    {"sequences", "feedback", "distributions", "assets", "configuration", "trees"},
+    {"types", "checks", "placing"},
+    {"vocabulary"},
+    {"sequences", "feedback", "distributions", "assets", "configuration", "digests", "trees"},
     {
         "losses",
         "implicit_rewards",

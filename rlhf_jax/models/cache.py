@@ -14,6 +14,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.placing import placed
 from rlhf_jax.sequences import positions
 
 __all__ = [
@@ -60,7 +61,7 @@ def empty(shape: tuple[int, int, int, int, int], dtype: jnp.dtype) -> KVCache:
     [[False, False, False]]
     """
     _, batch, _, columns, _ = shape
-    blank = jnp.zeros(shape, dtype)
+    blank = placed(jnp.zeros(shape, dtype), None, "rows", "heads")
     nowhere = jnp.zeros([batch, columns], jnp.int32)
     return KVCache(blank, blank, nowhere > 0, nowhere, jnp.int32(0))
 
