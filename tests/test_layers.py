@@ -5,7 +5,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
-    {"types", "checks", "vocabulary"},
+    {"types", "checks", "placing"},
+    {"vocabulary"},
     {"sequences", "feedback", "distributions", "assets", "configuration", "trees"},
     {
         "losses",

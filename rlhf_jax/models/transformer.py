@@ -27,6 +27,7 @@ import numpy as np
 from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
+from rlhf_jax.placing import placed
 from rlhf_jax.sequences import positions
 from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
 from rlhf_jax.vocabulary import logits_of
@@ -136,7 +137,8 @@ class Block(nn.Module):
 
         def heads(count, name):
             projected = dense(count * width, use_bias=config.qkv_bias, name=name)(h)
-            return projected.reshape(*h.shape[:2], count, width)
+            apart = projected.reshape(*h.shape[:2], count, width)
+            return placed(apart, "rows", None, "heads")
 
         h = norm("attention_norm")(x)
         queries = heads(config.num_heads, "query")
@@ -159,7 +161,8 @@ class Block(nn.Module):
         else:
             h = activation(inner(name="up")(h))
         h = dense(config.hidden_size, use_bias=config.mlp_bias, name="down")(h)
-        return x + (norm("mlp_post_norm")(h) if config.post_norms else h), (keys, values)
+        x = x + (norm("mlp_post_norm")(h) if config.post_norms else h)
+        return placed(x, "rows"), (keys, values)
 
     def slides(self, layer):
         """Whether this layer does: looked up, as it is one program for all of them."""
@@ -258,7 +261,7 @@ class Transformer(nn.Module):
     def lower(self, tokens, context):
         """The embedding and the layers under the top ones."""
         config = self.config
-        hidden = self.embed(tokens)
+        hidden = placed(self.embed(tokens), "rows")
         if config.embedding_scale != 1:
             hidden *= jnp.asarray(config.embedding_scale, hidden.dtype)
         if config.learned_positions:

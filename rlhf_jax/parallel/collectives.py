@@ -1,0 +1,157 @@
+"""What the devices of a compiled program send each other, read off its text."""
+
+import math
+import re
+from typing import Any, NamedTuple
+
+__all__ = ["Collective", "collectives"]
+
+_KINDS = (
+    "all-gather",
+    "all-reduce",
+    "all-to-all",
+    "collective-broadcast",
+    "collective-permute",
+    "ragged-all-to-all",
+    "reduce-scatter",
+)
+_BYTES = {"pred": 1, "token": 0, "opaque": 0}
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*)$")
+_OPERATION = re.compile(r"([a-z][\w\-]*)\(")
+_ARRAY = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\]")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))"
+)
+_TRIPS = re.compile(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)')
+
+
+class Collective(NamedTuple):
+    """One instruction by which devices exchange arrays.
+
+    Attributes:
+        kind: ``"all-gather"``, ``"all-reduce"``, ``"reduce-scatter"``, ``"all-to-all"`` ...
+        bytes: of what a device holds put together: of an all-gather what comes out, of a
+            reduce-scatter what goes in.
+        times: how often a run of the program executes it, inside of loops.
+        group: how many devices take part in each exchange; 0 if the text does not say.
+    """
+
+    kind: str
+    bytes: int
+    times: int
+    group: int
+
+
+def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
+    """The collective instructions of a compiled program, the largest first.
+
+    Args:
+        compiled: as of ``jax.jit(f).lower(...).compile()``, or its ``as_text()``.
+        unknown_trips: how often a loop is taken to run whose length the compiler does not know,
+            such as sampling's, which ends when all sequences have.
+
+    Returns:
+        One entry an instruction. An asynchronous pair (start and done) is one.
+
+    >>> text = '''HloModule m
+    ... ENTRY %main (x: f32[2]) -> f32[8] {
+    ...   %x = f32[2]{0} parameter(0)
+    ...   ROOT %all-gather = f32[8]{0} all-gather(%x), replica_groups=[1,4]<=[4], dimensions={0}
+    ... }'''
+    >>> collectives(text)
+    [Collective(kind='all-gather', bytes=32, times=1, group=4)]
+    """
+    text = compiled if isinstance(compiled, str) else compiled.as_text()
+    sizes: dict[str, int] = {}
+    found: list[tuple[str, str, str, str]] = []  # computation, kind, result's type, rest of line
+    calls: dict[str, list[tuple[str, int]]] = {}
+    entry, here = "", ""
+    for line in text.splitlines():
+        if header := _HEADER.match(line):
+            here = header[2]
+            entry = here if header[1] else entry
+            continue
+        instruction = _INSTRUCTION.match(line)
+        if not instruction:
+            continue
+        name, rest = instruction.groups()
+        operation = _OPERATION.search(rest)
+        if not operation:
+            continue
+        kind, result = operation[1], rest[: operation.start()]
+        sizes[name] = sum(_arrays(result))
+        trips = 1
+        if kind == "while":
+            known = _TRIPS.search(rest)
+            trips = int(known[1]) if known else unknown_trips
+        for several, one in _CALLED.findall(rest):
+            calls.setdefault(here, []).extend(
+                (inner.strip().lstrip("%"), trips) for inner in (several or one).split(",")
+            )
+        if kind.removesuffix("-start") in _KINDS:
+            found.append((here, kind, result, rest[operation.end() :]))
+    times = _times(entry, calls)
+    listed = [
+        Collective(
+            kind.removesuffix("-start"),
+            _put_together(kind, result, rest, sizes),
+            times.get(computation, 0),
+            _group(rest),
+        )
+        for computation, kind, result, rest in found
+    ]
+    return sorted((c for c in listed if c.times), key=lambda c: (-c.bytes, c.kind))
+
+
+def _arrays(types: str) -> list[int]:
+    """The bytes of every array in a type."""
+    return [
+        math.prod(int(n.lstrip("<=").strip()) for n in shape.split(",") if n.strip())
+        * _element(dtype)
+        for dtype, shape in _ARRAY.findall(types)
+    ]
+
+
+def _element(dtype: str) -> int:
+    if dtype in _BYTES:
+        return _BYTES[dtype]
+    bits = re.search(r"\d+", dtype)
+    return -(-int(bits[0]) // 8) if bits else 0
+
+
+def _put_together(kind: str, result: str, rest: str, sizes: dict[str, int]) -> int:
+    operands = rest.split(")")[0]
+    given = sum(_arrays(operands)) or sum(
+        sizes.get(name.strip().lstrip("%"), 0) for name in operands.split(",")
+    )
+    made = _arrays(result)
+    if kind.endswith("-start") and kind != "all-reduce-start":
+        # A tuple of what goes in and what comes out.
+        return max(given, sum(made) - given)
+    return max(given, sum(made))
+
+
+def _group(rest: str) -> int:
+    if named := re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", rest):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        axes = re.findall(r"'(\w+)'(?::\(\d+\)(\d+))?", named[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in axes)
+    if iota := re.search(r"replica_groups=\[([\d,]+)\]<=", rest):
+        return int(iota[1].split(",")[-1])
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return len(listed[1].split(","))
+    return 0
+
+
+def _times(entry: str, calls: dict[str, list[tuple[str, int]]]) -> dict[str, int]:
+    """How often each computation is run, loops within loops multiplied."""
+    times: dict[str, int] = {}
+
+    def visit(name: str, count: int) -> None:
+        times[name] = times.get(name, 0) + count
+        for inner, trips in calls.get(name, ()):
+            visit(inner, count * trips)
+
+    visit(entry, 1)
+    return times

@@ -1,0 +1,153 @@
+"""Devices in a mesh of named axes, and where a batch lies on it.
+
+Three axes, any of which may be 1: over ``data`` only the batch is cut; over ``fsdp`` the batch, and
+the state with it, every layer's parameters being put together when it is computed; over ``tensor``
+the parameters and the computation with them (heads, the inner width, the vocabulary).
+
+Reference: fsdp, Rajbhandari et al. 2019 (ZeRO), https://arxiv.org/abs/1910.02054; tensor, Shoeybi
+et al. 2019, https://arxiv.org/abs/1909.08053
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rlhf_jax.placing import ROW_AXES
+from rlhf_jax.types import Batch, PyTree
+
+__all__ = [
+    "AXES",
+    "batch_sharding",
+    "check_rows",
+    "data_mesh",
+    "make_mesh",
+    "place",
+    "row_devices",
+    "whole",
+]
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of one axis, ``data``.
+
+    Args:
+        devices: by default all.
+
+    Returns:
+        The mesh, its axis ``Auto``: the compiler finds the sharding of everything inside a step.
+    """
+    devices = jax.devices() if devices is None else devices
+    return Mesh(np.asarray(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def make_mesh(
+    data: int | None = None,
+    fsdp: int = 1,
+    tensor: int = 1,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """A mesh of three axes, ``data``, ``fsdp`` and ``tensor``.
+
+    Neighbours along ``tensor`` are the nearest to each other, as they have the most to say. Where
+    devices are of several slices, which only the data-centre network joins, ``data`` goes over the
+    slices.
+
+    Args:
+        data: parts of the batch with a whole copy of the state each; ``None`` for as many as the
+            devices make.
+        fsdp: parts of the batch that share one copy of the state.
+        tensor: parts of every matrix, which work on the same rows together.
+        devices: by default all, of all processes.
+
+    Returns:
+        The mesh, its axes ``Auto``: the compiler finds the sharding of everything inside a step.
+
+    Raises:
+        ValueError: if an axis is below 1, or the axes do not make the number of devices.
+
+    >>> make_mesh(fsdp=jax.device_count()).shape["fsdp"] == jax.device_count()
+    True
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    given = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    for name, size in given.items():
+        if size is not None and size < 1:
+            raise ValueError(f"{name} is {size}: an axis of a mesh is at least 1")
+    if data is None:
+        data = max(len(devices) // (fsdp * tensor), 1)
+    if data * fsdp * tensor != len(devices):
+        wanted = ", ".join(f"{n}={s}" for n, s in given.items() if s is not None)
+        raise ValueError(
+            f"{len(devices)} devices cannot make a mesh of {wanted}: the product of its axes must "
+            f"be {'a divisor of' if given['data'] is None else ''} {len(devices)}"
+        )
+    shape, kinds = (data, fsdp, tensor), (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices > 1 and data % slices == 0:
+        from jax.experimental import mesh_utils
+
+        inside = (data // slices, fsdp, tensor)
+        ordered = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
+        return Mesh(ordered, AXES, axis_types=kinds)
+    return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def row_devices(mesh: Mesh) -> int:
+    """Over how many devices a batch's rows are cut."""
+    return math.prod(mesh.shape.get(name, 1) for name in ROW_AXES)
+
+
+def whole(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device has whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh, batch_axis: int = 0) -> NamedSharding:
+    """The sharding of a batch's arrays: their rows over ``data`` and ``fsdp`` together.
+
+    Args:
+        mesh: with an axis ``data`` or ``fsdp`` or both.
+        batch_axis: which axis is the rows; 1 for the batches of a chunk of steps.
+
+    Returns:
+        The sharding.
+    """
+    rows = tuple(name for name in ROW_AXES if name in mesh.shape)
+    return NamedSharding(mesh, PartitionSpec(*[None] * batch_axis, rows))
+
+
+def place(tree: PyTree, mesh: Mesh, batch_axis: int | None = None) -> PyTree:
+    """Puts arrays on a mesh: whole on every device, or cut along their batch.
+
+    Args:
+        tree: arrays.
+        mesh: as of ``make_mesh`` or ``data_mesh``.
+        batch_axis: which axis of every array is the batch; ``None`` for no cut.
+
+    Returns:
+        The arrays, placed.
+
+    Raises:
+        ValueError: if a batch cannot be cut evenly.
+    """
+    if batch_axis is None:
+        return jax.device_put(tree, whole(mesh))
+    check_rows(tree, row_devices(mesh), batch_axis)
+    return jax.device_put(tree, batch_sharding(mesh, batch_axis))
+
+
+def check_rows(batch: Batch, devices: int, batch_axis: int) -> None:
+    """Raises a ``ValueError`` if a batch's rows cannot be cut evenly over so many devices."""
+    for array in jax.tree.leaves(batch):
+        rows = array.shape[batch_axis]
+        if rows % devices:
+            raise ValueError(
+                f"a batch of {rows} cannot be cut evenly over {devices} devices: "
+                f"use a multiple of {devices}"
+            )
