@@ -1,5 +1,7 @@
 """The real step of a workload, and the shapes of its state and batch: nothing is allocated."""
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -22,11 +24,16 @@ from rlhf_jax.planning.workloads import Workload
 from rlhf_jax.sampling import sampler
 from rlhf_jax.types import (
     ActorCritic,
+    Algorithm,
     Batch,
+    Key,
     Metrics,
+    Params,
     Preferences,
     Prompts,
     PyTree,
+    RewardFn,
+    ScoreFn,
     Sequences,
     TrainState,
 )
@@ -91,8 +98,61 @@ def program(workload: Workload) -> Program:
     Returns:
         A ``Program``.
     """
-    build = _on_policy if workload.on_policy else _off_policy
-    return build(workload, _optimizer(workload))
+    step = _algorithm(workload).step
+    # The state is the same whatever the batch: what traces the models is done once.
+    state = _state(
+        dataclasses.replace(
+            workload,
+            batch=1,
+            samples=1 if workload.on_policy else None,
+            epochs=1 if workload.on_policy else None,
+            minibatches=1,
+            accumulate=1,
+            prompt_length=1,
+            response_length=1,
+            remat=False,
+        )
+    )
+    if workload.on_policy:
+        tokens = jax.ShapeDtypeStruct((workload.batch, workload.prompt_length), jnp.int32)
+        batch = Prompts(tokens, jax.ShapeDtypeStruct(tokens.shape, jnp.bool_))
+        init_cache = language_model(workload.config).decoder.init_cache
+        cache = jax.eval_shape(lambda: init_cache(workload.sequences, workload.length - 1))
+        return Program(step, state, batch, cache)
+    tokens = jax.ShapeDtypeStruct((workload.batch, workload.length), jnp.int32)
+    mask = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_)
+    text = Sequences(tokens, mask, mask)
+    return Program(
+        step, state, text if workload.algorithm == "supervised" else Preferences(text, text)
+    )
+
+
+def _algorithm(workload: Workload) -> Algorithm:
+    config = workload.config
+    model = language_model(config)
+    settings = {"accumulate": workload.accumulate, "trainable": _trainable(workload)}
+    optimizer = _optimizer(workload)
+    if workload.algorithm == "reward_model":
+        return algorithms.reward_model(score_model(config).score_fn, optimizer, **settings)
+    if not workload.on_policy:
+        build = getattr(algorithms, workload.algorithm)
+        return build(model.factored_logits_fn, optimizer, **settings)
+    sample = sampler(
+        model.decoder, max_new_tokens=workload.response_length, eos_id=config.vocab_size - 1
+    )
+    settings |= {
+        "samples_per_prompt": workload.resolved_samples,
+        "epochs": workload.resolved_epochs,
+        "minibatches": workload.minibatches,
+    }
+    shared, head = workload.reward == "shared", linear_head(config.hidden_size)
+    if shared:
+        settings["shared_fn"] = shared_trunk(model.factored_logits_fn, head)
+    if workload.algorithm == "ppo":
+        settings["value_fn"] = feature_values(head) if shared else value_model(config).value_fn
+    reward_fn = None if shared else _rewards(score_model(config).score_fn)
+    build = getattr(algorithms, workload.algorithm)
+    return build(model.factored_logits_fn, sample, reward_fn, optimizer, **settings)
 
 
 def _optimizer(workload: Workload) -> optax.GradientTransformation:
@@ -101,8 +161,50 @@ def _optimizer(workload: Workload) -> optax.GradientTransformation:
     return float32_moments(adam) if workload.param_dtype == jnp.bfloat16 else adam
 
 
-def _abstract(function: Callable[..., PyTree], *arguments: PyTree) -> PyTree:
-    return jax.eval_shape(function, *arguments)
+def _trainable(workload: Workload) -> tuple[str, ...] | None:
+    if workload.lora_rank is None:
+        return None
+    if workload.algorithm == "reward_model":
+        return (*lora.TRAINABLE, "head/*")
+    if workload.algorithm != "ppo":
+        return lora.TRAINABLE
+    adapters = tuple(f"policy/{pattern}" for pattern in lora.TRAINABLE)
+    if workload.reward == "shared":
+        return (*adapters, "critic/*")
+    return (*adapters, *(f"critic/{pattern}" for pattern in lora.TRAINABLE), "critic/head/*")
+
+
+@functools.cache
+def _state(workload: Workload) -> PyTree:
+    """The shapes of a workload's ``TrainState``."""
+    config, key = workload.config, jax.eval_shape(lambda: jax.random.key(0))
+    head = linear_head(config.hidden_size)
+
+    def of(init: Callable[[Key], Params], *, trains: bool = True) -> PyTree:
+        shapes = jax.eval_shape(init, key)
+        if not trains:
+            return _frozen(shapes, workload.dtype)
+        if workload.lora_rank is None or init is head.init:
+            return shapes
+        rank = workload.lora_rank
+        add = partial(lora.add, rank=rank, alpha=2.0 * rank)
+        return jax.eval_shape(lambda params: add(jax.random.key(0), params), shapes)
+
+    scorer, init = score_model(config).init, _algorithm(workload).init
+    if workload.algorithm == "reward_model":
+        return jax.eval_shape(init, of(scorer), key)
+    policy = of(language_model(config).init)
+    if workload.algorithm == "supervised":
+        return jax.eval_shape(init, policy, key)
+    # With adapters the reference is the initial adapter on the same base; else a copy of all.
+    reference = None if workload.lora_rank else _frozen(policy, workload.dtype)
+    if workload.algorithm == "dpo":
+        return jax.eval_shape(init, policy, key, reference)
+    shared = workload.reward == "shared"
+    if workload.algorithm == "ppo":
+        policy = ActorCritic(policy, of(head.init if shared else value_model(config).init))
+    reward = of(head.init if shared else scorer, trains=False)
+    return jax.eval_shape(init, policy, key, reward, reference)
 
 
 def _frozen(params: PyTree, dtype: jnp.dtype) -> PyTree:
@@ -110,100 +212,8 @@ def _frozen(params: PyTree, dtype: jnp.dtype) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), params)
 
 
-def _adapted(params: PyTree, workload: Workload) -> PyTree:
-    if workload.lora_rank is None:
-        return params
-    rank = workload.lora_rank
-    add = partial(lora.add, rank=rank, alpha=2.0 * rank)
-    return _abstract(lambda p: add(jax.random.key(0), p), params)
-
-
-def _text(rows: int, length: int) -> Sequences:
-    tokens = jax.ShapeDtypeStruct((rows, length), jnp.int32)
-    mask = jax.ShapeDtypeStruct((rows, length), jnp.bool_)
-    return Sequences(tokens, mask, mask)
-
-
-def _key() -> PyTree:
-    return _abstract(lambda: jax.random.key(0))
-
-
-def _off_policy(workload: Workload, optimizer: optax.GradientTransformation) -> Program:
-    config, rows = workload.config, workload.batch
-    model, text = language_model(config), _text(rows, workload.length)
-    settings = {"accumulate": workload.accumulate}
-    adapters = lora.TRAINABLE if workload.lora_rank else None
-    if workload.algorithm == "reward_model":
-        scorer = score_model(config)
-        if adapters:
-            adapters = ("trunk/*lora_a", "trunk/*lora_b", "head/*")
-        algorithm = algorithms.reward_model(
-            scorer.score_fn, optimizer, trainable=adapters, **settings
-        )
-        params = _adapted(_abstract(scorer.init, _key()), workload)
-        state = _abstract(algorithm.init, params, _key())
-        return Program(algorithm.step, state, Preferences(text, text))
-    params = _adapted(_abstract(model.init, _key()), workload)
-    if workload.algorithm == "supervised":
-        algorithm = algorithms.supervised(
-            model.factored_logits_fn, optimizer, trainable=adapters, **settings
-        )
-        state = _abstract(algorithm.init, params, _key())
-        return Program(algorithm.step, state, text)
-    algorithm = algorithms.dpo(model.factored_logits_fn, optimizer, trainable=adapters, **settings)
-    # With adapters the reference is the initial adapter on the same base; else a copy of all.
-    reference = None if adapters else _frozen(params, workload.dtype)
-    state = _abstract(partial(algorithm.init), params, _key(), reference)
-    return Program(algorithm.step, state, Preferences(text, text))
-
-
-def _on_policy(workload: Workload, optimizer: optax.GradientTransformation) -> Program:
-    config, dtype = workload.config, workload.dtype
-    model = language_model(config)
-    sample = sampler(
-        model.decoder, max_new_tokens=workload.response_length, eos_id=config.vocab_size - 1
-    )
-    policy = _adapted(_abstract(model.init, _key()), workload)
-    shared, critic = workload.reward == "shared", workload.algorithm == "ppo"
-    head = linear_head(config.hidden_size)
-    heads = _abstract(head.init, _key())
-    scorer = score_model(config)
-    settings = {
-        "samples_per_prompt": workload.resolved_samples,
-        "epochs": workload.resolved_epochs,
-        "minibatches": workload.minibatches,
-        "accumulate": workload.accumulate,
-    }
-    if shared:
-        reward_fn, reward = None, heads
-        settings["shared_fn"] = shared_trunk(model.factored_logits_fn, head)
-    else:
-        reward_fn = _rewards(scorer.score_fn)
-        reward = _frozen(_abstract(scorer.init, _key()), dtype)
-    params, trainable = policy, lora.TRAINABLE
-    if critic:
-        valuer = value_model(config)
-        settings["value_fn"] = feature_values(head) if shared else valuer.value_fn
-        values = heads if shared else _adapted(_abstract(valuer.init, _key()), workload)
-        params = ActorCritic(policy, values)
-        beside = ("critic/*",) if shared else ("critic/*lora_a", "critic/*lora_b", "critic/head/*")
-        trainable = ("policy/*lora_a", "policy/*lora_b", *beside)
-    settings["trainable"] = trainable if workload.lora_rank else None
-    algorithm = getattr(algorithms, workload.algorithm)(
-        model.factored_logits_fn, sample, reward_fn, optimizer, **settings
-    )
-    reference = None if workload.lora_rank else _frozen(policy, dtype)
-    state = _abstract(algorithm.init, params, _key(), reward, reference)
-    tokens = (workload.batch, workload.prompt_length)
-    batch = Prompts(jax.ShapeDtypeStruct(tokens, jnp.int32), jax.ShapeDtypeStruct(tokens, bool))
-    cache = _abstract(
-        lambda: model.decoder.init_cache(workload.sequences, workload.length - 1)
-    )
-    return Program(algorithm.step, state, batch, cache)
-
-
-def _rewards(score_fn: Callable) -> Callable:
-    def reward_fn(params: PyTree, sequences: Sequences) -> jax.Array:
+def _rewards(score_fn: ScoreFn) -> RewardFn:
+    def reward_fn(params: Params, sequences: Sequences) -> jax.Array:
         return score_fn(params, sequences.tokens, sequences.mask)
 
     return reward_fn
