@@ -11,6 +11,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax.placing import looked_up, pieces, placed
+
 __all__ = ["MAX_BLOCK", "blockwise", "default_block", "logits_of", "statistics"]
 
 # A vocabulary up to this size is one block: at once, and kept for the backward pass.
@@ -87,7 +89,7 @@ def blockwise(
     table = jnp.pad(unembedding.T, ((0, -vocabulary % blocks), (0, 0)))
     # Block i is the words i, i + blocks, i + 2 blocks ...: where the vocabulary is cut over
     # devices, each has a share of every block, and none waits for another.
-    table = table.reshape(-1, blocks, width)
+    table = placed(table.reshape(-1, blocks, width), "words", None, "width")
     temperature = jnp.asarray(temperature, jnp.float32)
     return _blockwise(hidden, table, targets, temperature, softcap, vocabulary, entropies)
 
@@ -100,7 +102,7 @@ def _blockwise(hidden, table, targets, temperature, softcap, vocabulary, entropi
 def _block(hidden, table, index):
     """One block's kernel ``[block, D]``, its products ``float32[N, block]``, its words' numbers."""
     kernel = jax.lax.dynamic_index_in_dim(table, index, axis=1, keepdims=False)
-    kernel = kernel.astype(hidden.dtype)
+    kernel = placed(kernel.astype(hidden.dtype), "words")
     words = jnp.arange(table.shape[0]) * table.shape[1] + index
     products = jnp.matmul(hidden, kernel.T, preferred_element_type=jnp.float32)
     return kernel, products, words
@@ -127,7 +129,7 @@ def _forwards(hidden, table, targets, temperature, softcap, vocabulary, entropie
         return (larger, normaliser, weighted), None
 
     # The targets' logits from their own columns: picking them out of every block costs more.
-    kernel = table.reshape(-1, table.shape[-1])[targets].astype(hidden.dtype)
+    kernel = looked_up(table.reshape(-1, table.shape[-1]), targets).astype(hidden.dtype)
     picked = jnp.sum(hidden.astype(jnp.float32) * kernel, axis=-1)
     zeros = jnp.zeros(hidden.shape[0], jnp.float32)
     carry = (zeros + _NEGATIVE, zeros, zeros)
@@ -142,6 +144,7 @@ def _forwards(hidden, table, targets, temperature, softcap, vocabulary, entropie
 def _backwards(softcap, vocabulary, entropies, kept, cotangents):
     hidden, table, targets, temperature, log_normaliser, entropy = kept
     of_log_prob, of_entropy = (None if x is None else x[:, None] for x in cotangents)
+    parts = pieces(table.shape[0], "words")
 
     def body(carry, index):
         d_hidden, d_table, d_temperature = carry
@@ -155,16 +158,33 @@ def _backwards(softcap, vocabulary, entropies, kept, cotangents):
         picked = jnp.where(words == targets[:, None], of_log_prob, 0)
         d_products, d_scale = pullback(picked - weight * jnp.exp(log_probs))
         d_products = d_products.astype(hidden.dtype)
-        d_hidden += jnp.matmul(d_products, kernel, preferred_element_type=jnp.float32)
+        d_hidden += _of_hidden(d_products, kernel, parts)
         d_kernel = jnp.matmul(d_products.T, hidden, preferred_element_type=jnp.float32)
-        d_kernel = d_kernel.astype(table.dtype)
+        d_kernel = placed(d_kernel.astype(table.dtype), "words", "width")
         d_table = jax.lax.dynamic_update_index_in_dim(d_table, d_kernel, index, axis=1)
         return (d_hidden, d_table, d_temperature + d_scale), None
 
-    carry = (jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(table), jnp.float32(0))
+    d_hidden = jnp.zeros(hidden.shape if parts == 1 else (parts, *hidden.shape), jnp.float32)
+    d_table = placed(jnp.zeros_like(table), "words", None, "width")
+    carry = (d_hidden, d_table, jnp.float32(0))
     carry, _ = jax.lax.scan(body, carry, jnp.arange(table.shape[1]))
     d_hidden, d_table, d_temperature = carry
+    d_hidden = d_hidden if parts == 1 else placed(d_hidden.sum(0), "rows")
     return d_hidden.astype(hidden.dtype), d_table, None, d_temperature
+
+
+def _of_hidden(d_products, kernel, parts):
+    """A block's share of the hidden states' gradient, ``[N, D]``.
+
+    Where the words are cut over devices, ``[parts, N, D]``, each device's by itself: they are added
+    up once, and not for every block.
+    """
+    if parts == 1:
+        return jnp.matmul(d_products, kernel, preferred_element_type=jnp.float32)
+    d_products = d_products.reshape(len(d_products), parts, -1)
+    kernel = kernel.reshape(parts, -1, kernel.shape[-1])
+    each = jnp.einsum("npv,pvd->pnd", d_products, kernel, preferred_element_type=jnp.float32)
+    return placed(each, "words", "rows")
 
 
 _blockwise.defvjp(_forwards, _backwards)

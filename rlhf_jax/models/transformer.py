@@ -27,7 +27,7 @@ import numpy as np
 from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
-from rlhf_jax.placing import placed
+from rlhf_jax.placing import looked_up, placed
 from rlhf_jax.sequences import positions
 from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
 from rlhf_jax.vocabulary import logits_of
@@ -261,7 +261,7 @@ class Transformer(nn.Module):
     def lower(self, tokens, context):
         """The embedding and the layers under the top ones."""
         config = self.config
-        hidden = placed(self.embed(tokens), "rows")
+        hidden = looked_up(self.embed.embedding.astype(config.dtype), tokens)
         if config.embedding_scale != 1:
             hidden *= jnp.asarray(config.embedding_scale, hidden.dtype)
         if config.learned_positions:
@@ -362,6 +362,7 @@ def language_model(config: TransformerConfig) -> LanguageModel:
         check_length(length)
         width = (config.num_kv_heads, config.resolved_head_dim)
         empty = jnp.zeros((config.num_layers, batch_size, length, *width), config.dtype)
+        empty = placed(empty, None, "rows", None, "heads")
         return KVCache(empty, empty, jnp.zeros([batch_size, length], bool), jnp.int32(0))
 
     def apply(params: Params, tokens: jax.Array, mask: jax.Array, cache: KVCache):

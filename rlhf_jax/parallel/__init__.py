@@ -5,7 +5,7 @@ is cut, and how, is data (``rules``). ``pmap_step`` is the second path, for code
 """
 
 from rlhf_jax.parallel.collectives import Collective, collectives
-from rlhf_jax.parallel.meshes import data_mesh, make_mesh, place
+from rlhf_jax.parallel.meshes import check_model, data_mesh, make_mesh, place
 from rlhf_jax.parallel.rules import TRANSFORMER_RULES, Rules, describe_sharding, state_shardings
 from rlhf_jax.parallel.steps import pmap_step, shard_step
 
@@ -13,6 +13,7 @@ __all__ = [
     "TRANSFORMER_RULES",
     "Collective",
     "Rules",
+    "check_model",
     "collectives",
     "data_mesh",
     "describe_sharding",

@@ -15,12 +15,14 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from rlhf_jax.models import TransformerConfig
 from rlhf_jax.placing import ROW_AXES
 from rlhf_jax.types import Batch, PyTree
 
 __all__ = [
     "AXES",
     "batch_sharding",
+    "check_model",
     "check_rows",
     "data_mesh",
     "make_mesh",
@@ -85,7 +87,7 @@ def make_mesh(
         wanted = ", ".join(f"{n}={s}" for n, s in given.items() if s is not None)
         raise ValueError(
             f"{len(devices)} devices cannot make a mesh of {wanted}: the product of its axes must "
-            f"be {'a divisor of' if given['data'] is None else ''} {len(devices)}"
+            f"{'divide' if given['data'] is None else 'be'} {len(devices)}"
         )
     shape, kinds = (data, fsdp, tensor), (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", 0) for device in devices})
@@ -96,6 +98,41 @@ def make_mesh(
         ordered = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
         return Mesh(ordered, AXES, axis_types=kinds)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def check_model(config: TransformerConfig, mesh: Mesh) -> list[str]:
+    """Whether a transformer's heads can be cut over a mesh: what its arrays' shapes do not tell.
+
+    Args:
+        config: the model's shape.
+        mesh: as of ``make_mesh``.
+
+    Returns:
+        What is worth knowing and no mistake, in words.
+
+    Raises:
+        ValueError: if ``tensor`` does not divide the heads.
+
+    >>> config = TransformerConfig(16, 8, num_heads=4, num_kv_heads=2)
+    >>> check_model(config, jax.sharding.AbstractMesh((4,), ("tensor",)))[0][:45]
+    'tensor=4 does not divide the 2 heads of keys '
+    """
+    tensor, heads, kv_heads = mesh.shape.get("tensor", 1), config.num_heads, config.num_kv_heads
+    if heads % tensor:
+        divisors = [str(n) for n in range(1, heads + 1) if heads % n == 0]
+        raise ValueError(
+            f"num_heads is {heads}, which cannot be cut evenly over tensor={tensor}: use "
+            f"{', '.join(divisors[:-1])} or {divisors[-1]}"
+        )
+    if kv_heads % tensor:
+        return [
+            f"tensor={tensor} does not divide the {kv_heads} heads of keys and values: their "
+            "matrices are cut, but keys and values are put together on every device of tensor, "
+            "and so is the key-value cache; tensor of "
+            f"{max(n for n in range(1, kv_heads + 1) if kv_heads % n == 0 and heads % n == 0)} "
+            "at most would cut them"
+        ]
+    return []
 
 
 def row_devices(mesh: Mesh) -> int:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax import trees
+from rlhf_jax.parallel.meshes import AXES
 from rlhf_jax.types import PyTree
 
 __all__ = ["TRANSFORMER_RULES", "Rules", "describe_sharding", "state_shardings"]
@@ -25,9 +26,9 @@ Rules = tuple[tuple[str, tuple[Axis, ...]], ...]
 # where the cut inputs come together again. Words are cut over tensor. What is small is whole.
 TRANSFORMER_RULES: Rules = (
     # The rows' and columns' sums of Adafactor, which lack one of the parameter's axes.
-    ("*/v_row/*", ()),
-    ("*/v_col/*", ()),
-    ("*position_embed/embedding", (None, "fsdp")),
+    ("*v_row/*", ()),
+    ("*v_col/*", ()),
+    ("*position_embed/embedding", ()),
     ("*embed/embedding", ("tensor", "fsdp")),
     ("*unembed", ("fsdp", "tensor")),
     ("*layers/attention_out/kernel", ("tensor", "fsdp")),
@@ -133,8 +134,8 @@ def _rows(state: PyTree, mesh: Mesh, rules: Rules) -> list[_Row]:
     among = trees.paths(state)
     partitions: list[tuple[Axis, ...] | None] = [None] * len(among)
     for pattern, partition in rules:
-        usual = (pattern, partition) in TRANSFORMER_RULES
-        hits = _hits(among, pattern, usual)
+        _check_names(pattern, partition)
+        hits = _hits(among, pattern, (pattern, partition) in TRANSFORMER_RULES)
         partitions = [
             partition if hit and before is None else before
             for hit, before in zip(hits, partitions, strict=True)
@@ -144,6 +145,19 @@ def _rows(state: PyTree, mesh: Mesh, rules: Rules) -> list[_Row]:
         _row(path, leaf, partition or (), mesh)
         for path, leaf, partition in zip(among, leaves, partitions, strict=True)
     ]
+
+
+def _check_names(pattern: str, partition: tuple[Axis, ...]) -> None:
+    names = [name for axis in partition for name in _names(axis)]
+    for name in names:
+        if name not in AXES:
+            raise ValueError(
+                f"the rule {pattern!r} cuts over {name!r}, but a mesh's axes are data, fsdp and "
+                "tensor"
+            )
+    for name in set(names):
+        if names.count(name) > 1:
+            raise ValueError(f"the rule {pattern!r} cuts over {name!r} twice: {_spelt(partition)}")
 
 
 def _hits(among: list[str], pattern: str, usual: bool) -> list[bool]:
@@ -168,12 +182,11 @@ def _row(path: str, leaf: Any, partition: tuple[Axis, ...], mesh: Mesh) -> _Row:
     full = (None,) * (len(shape) - len(partition)) + tuple(partition)
     kept, parts = [], 1
     for index, (size, axis) in enumerate(zip(shape, full, strict=True)):
-        names = (axis,) if isinstance(axis, str) else axis or ()
-        here = tuple(name for name in names if mesh.shape.get(name, 1) > 1)
+        here = tuple(name for name in _names(axis) if mesh.shape.get(name, 1) > 1)
         count = math.prod(mesh.shape[name] for name in here)
         if size % count:
             raise ValueError(
-                f"{path} is {array}: its axis {index}, of {size}, cannot be cut evenly over "
+                f"{path} is {array}: axis {index}, of {size}, cannot be cut evenly over "
                 f"{' and '.join(f'{n}={mesh.shape[n]}' for n in here)}. Choose a mesh whose axis "
                 f"divides {size}, or leave the array whole by a rule before the others, "
                 f"({path!r}, ())"
@@ -185,8 +198,12 @@ def _row(path: str, leaf: Any, partition: tuple[Axis, ...], mesh: Mesh) -> _Row:
     return _Row(path, array, tuple(kept), math.prod(shape) * each, parts)
 
 
+def _names(axis: Axis) -> tuple[str, ...]:
+    return (axis,) if isinstance(axis, str) else axis or ()
+
+
 def _axis(axis: Axis) -> str:
-    return "-" if axis is None else axis if isinstance(axis, str) else "*".join(axis)
+    return "*".join(_names(axis)) or "-"
 
 
 def _spelt(partition: tuple[Axis, ...]) -> str:
