@@ -29,7 +29,8 @@ class PlanOptions(planning.Workload):
 
     Attributes:
         model: smollm2-135m, qwen2.5-0.5b, qwen2.5-7b, llama-3-8b or llama-3-70b.
-        topology: such as v5e:16x16, v5p:4x4x4, h100:1x1x8 (slices, hosts, GPUs), cpu:8 (simulated).
+        topology: such as v5e:16x16, v5p:4x4x4, h100:1x1x8 (slices, hosts, GPUs), cpu:8 (simulated);
+            or v5e alone, for the fewest chips that would do.
         mesh: such as fsdp=16,tensor=16; what is left over is data. By default all chips are fsdp.
         memory_gib: usable memory of a chip, if other than the table's.
         compile: whether to compile; else it is arithmetic, at once.

@@ -6,6 +6,7 @@
 simulated devices, for trying.
 """
 
+from rlhf_jax.planning.advice import smallest
 from rlhf_jax.planning.plans import Plan, plan
 from rlhf_jax.planning.programs import Program, float32_moments, program
 from rlhf_jax.planning.shapes import SHAPES, parameter_count, shape
@@ -29,5 +30,6 @@ __all__ = [
     "plan",
     "program",
     "shape",
+    "smallest",
     "topology",
 ]

@@ -1,14 +1,14 @@
-"""What to change so that a step fits: each change by itself, the smallest first, by arithmetic."""
+"""What to change so that a step fits, and on how few chips it would; all by arithmetic."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
 
 from rlhf_jax.planning.cutting import axes_of
 from rlhf_jax.planning.memory import arithmetic
-from rlhf_jax.planning.topologies import GIB, Topology
+from rlhf_jax.planning.topologies import CHIPS, GIB, Topology, topology
 from rlhf_jax.planning.workloads import Workload
 
-__all__ = ["changes"]
+__all__ = ["changes", "smallest"]
 
 # What it says, and the workload and the axes that it makes; of one kind the smaller ones first.
 _Change = tuple[str, Workload, Mapping[str, int]]
@@ -53,12 +53,7 @@ def _sufficient(kinds: list[Iterator[_Change]], limit: float, scale: float) -> l
     found = []
     for kind in kinds:
         for words, workload, axes in kind:
-            try:
-                parts = arithmetic(workload, axes)
-            except ValueError:  # It cannot be cut so.
-                continue
-            rest = parts.pop("cache") + parts.pop("temporaries")
-            needed = sum(parts.values()) + scale * rest
+            needed = _needed(workload, axes, scale)
             if needed <= limit:
                 found.append(f"{words} (about {needed / GIB:.1f} GiB a chip)")
                 break
@@ -132,3 +127,57 @@ def _doublings(start: int, end: int) -> list[int]:
         found.append(count)
         count *= 2
     return found
+
+
+def smallest(
+    workload: Workload, kind: str, *, memory_gib: float | None = None
+) -> tuple[Workload, Topology, dict[str, int]]:
+    """The fewest chips of a kind that a step fits, its batch cut into parts if need be.
+
+    All meshes of ``fsdp`` and ``tensor`` are tried, and of those that fit the one that accumulates
+    least, then the one that needs the least memory, is chosen. It is arithmetic, to be confirmed by
+    ``plan``.
+
+    Args:
+        workload: the step; its ``accumulate`` is where the search begins.
+        kind: a name of ``CHIPS``.
+        memory_gib: usable memory of a chip, if other than the table's.
+
+    Returns:
+        The workload with the ``accumulate`` that it needs, the topology, and the mesh's axes.
+
+    Raises:
+        ValueError: if there is no such kind, or not even the largest topology would do.
+
+    >>> step = Workload(algorithm="dpo", batch=64)
+    >>> found, where, axes = smallest(step, "v5e")
+    >>> found.accumulate, where.name, axes
+    (4, 'v5e:4x4', {'data': 1, 'fsdp': 16, 'tensor': 1})
+    """
+    if kind not in CHIPS:
+        raise ValueError(f"there is no chip {kind!r}: there are {', '.join(CHIPS)}")
+    for size in CHIPS[kind].sizes:
+        where = topology(f"{kind}:{size}", memory_gib)
+        tensors = [1 << n for n in range(where.chips.bit_length()) if where.chips % (1 << n) == 0]
+        meshes = [{"data": 1, "fsdp": where.chips // n, "tensor": n} for n in tensors]
+        parts = [workload.accumulate, *_doublings(workload.accumulate, workload.part)]
+        for count in parts:
+            tried = dataclasses.replace(workload, accumulate=count)
+            fitting = [
+                (needed, axes)
+                for axes in meshes
+                if (needed := _needed(tried, axes)) <= where.chip.memory
+            ]
+            if fitting:
+                return tried, where, min(fitting, key=lambda each: each[0])[1]
+    raise ValueError(f"{workload.algorithm} of {workload.name} fits no topology of {kind}")
+
+
+def _needed(workload: Workload, axes: Mapping[str, int], scale: float = 1.0) -> float:
+    """Bytes of a chip; infinite if the workload cannot be cut so."""
+    try:
+        parts = arithmetic(workload, axes)
+    except ValueError:
+        return float("inf")
+    rest = parts.pop("cache") + parts.pop("temporaries")
+    return sum(parts.values()) + scale * rest

@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+import jax
+
+from rlhf_jax.parallel import check_model
 from rlhf_jax.planning.workloads import Workload
 
 __all__ = ["AXES", "axes_of", "check_mesh"]
@@ -62,19 +65,18 @@ def axes_of(mesh: str | Mapping[str, int] | None, chips: int) -> dict[str, int]:
     return sizes
 
 
-def check_mesh(workload: Workload, axes: Mapping[str, int]) -> None:
-    """Raises a ``ValueError`` if a mesh divides heads, widths or batch unevenly."""
-    config, tensor, rows = workload.config, axes["tensor"], axes["data"] * axes["fsdp"]
-    if config.num_heads % tensor:
-        raise ValueError(
-            f"tensor={tensor} must divide the {config.num_heads} heads of {workload.name}"
-        )
-    kv = config.num_kv_heads
-    if kv % tensor and tensor % kv:
-        raise ValueError(
-            f"tensor={tensor} must divide the {kv} key and value heads of {workload.name}, or be a "
-            "multiple of them"
-        )
+def check_mesh(workload: Workload, axes: Mapping[str, int]) -> list[str]:
+    """Whether a mesh divides heads and batch.
+
+    Returns:
+        What is worth knowing and no mistake, in words.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
+    notes = check_model(workload.config, mesh)
+    rows = axes["data"] * axes["fsdp"]
     if workload.batch % rows:
         raise ValueError(
             f"batch={workload.batch} must be a multiple of data * fsdp = {rows}, over which its "
@@ -86,3 +88,4 @@ def check_mesh(workload: Workload, axes: Mapping[str, int]) -> None:
             f"accumulate={workload.accumulate} cuts the {each} rows of an update into parts of "
             f"{each // workload.accumulate}, which data * fsdp = {rows} does not divide"
         )
+    return notes

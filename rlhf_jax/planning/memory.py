@@ -39,7 +39,7 @@ def arithmetic(
     mesh = jax.sharding.AbstractMesh(tuple(axes.values()), tuple(axes))
     parts = held(shapes, mesh)
     phases = temporaries(workload, shapes, axes)
-    cache = cache_bytes(shapes.cache, mesh)
+    cache = cache_bytes(shapes.cache, workload.config, axes)
     # The cache is gone when the updates begin.
     generating = phases.get("generate", 0) + cache
     rest = max(phases["update"], phases.get("score", 0))
@@ -71,20 +71,20 @@ def held(program: Program, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) 
     return found
 
 
-def cache_bytes(cache: PyTree, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
+def cache_bytes(cache: PyTree, config: TransformerConfig, axes: Mapping[str, int]) -> int:
     """Bytes of a chip that generation's cache takes: rows cut, heads too if they can be.
 
     Args:
-        cache: keys and values ``[L, B, C, G, D]``, and smaller things; or ``None``.
-        mesh: as of ``held``.
+        cache: as of ``Decoder.init_cache``, all rows; or ``None``.
+        config: the model's shape.
+        axes: sizes of the mesh's axes.
     """
-    total, rows, tensor = 0, _rows(mesh), mesh.shape.get("tensor", 1)
-    for leaf in jax.tree.leaves(cache):
-        parts = rows if leaf.ndim > 1 else 1
-        if leaf.ndim == 5 and leaf.shape[3] % tensor == 0:
-            parts *= tensor
-        total += _size(leaf, leaf.shape) // parts
-    return total
+    rows, tensor = axes["data"] * axes["fsdp"], axes["tensor"]
+    heads = tensor if config.num_kv_heads % tensor == 0 else 1
+    large = [x for x in jax.tree.leaves(cache) if x.ndim == 5]
+    small = [x for x in jax.tree.leaves(cache) if 1 < x.ndim < 5]
+    keys_and_values = sum(_size(x, x.shape) for x in large) // (rows * heads)
+    return keys_and_values + sum(_size(x, x.shape) for x in small) // rows
 
 
 def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -> dict[str, int]:
@@ -112,9 +112,8 @@ def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -
     wide = workload.param_dtype.dtype.itemsize
     models = 2 if workload.algorithm == "ppo" and workload.reward == "model" else 1
 
-    gathered = 2 * _layer_weights(config) // tensor * wide
-    table = config.vocab_size * config.hidden_size // tensor * wide
-    table *= axes.get("fsdp", 1) > 1
+    # Two layers at once, one being computed with and one under way; the vocabulary stays cut.
+    gathered = 2 * _layer_weights(config) // tensor * width * (axes.get("fsdp", 1) > 1)
     reading = _layer(config, sequences, length, length, tensor, width)
     block = 8192 if config.vocab_size > 8192 else config.vocab_size
     logits = 3 * updated * length * block // min(tensor, block) * 4
@@ -126,8 +125,8 @@ def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -
     gradient += trained / whole * wide if workload.accumulate > 1 else 0
     update = {
         "residual streams": models * config.num_layers * kept,
-        "one layer": 2 * _layer(config, updated, length, length, tensor, width),
-        "weights": gathered + 2 * table + logits,
+        "one layer": 1.5 * _layer(config, updated, length, length, tensor, width),
+        "weights": gathered + logits,
         "gradient": gradient,
     }
     phases = {"update": sum(update.values())}
@@ -137,16 +136,16 @@ def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -
         again = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.state.opt_state))
         again = (again + trained * wide) / whole
         words = 2 * sequences * length * block // tensor * 4
-        phases["score"] = reading + gathered + table + words
+        phases["score"] = reading + gathered + words
         new = workload.prompt_length
         prompt = _layer(config, sequences, new, new + length, tensor, width)
         drawing = 4 * sequences * config.vocab_size // tensor * 4
         cache = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.cache))
         heads = tensor if config.num_kv_heads % tensor == 0 else 1
         prefill = cache // (rows * heads) * workload.prompt_length // length
-        phases["generate"] = prefill + prompt + drawing + gathered + table
+        phases["generate"] = prefill + prompt + drawing + gathered
     elif workload.algorithm == "dpo":
-        phases["score"] = reading // workload.accumulate + gathered + table
+        phases["score"] = reading // workload.accumulate + gathered
     return {name: int(size + again) for name, size in phases.items()}
 
 

@@ -10,7 +10,8 @@ from rlhf_jax.planning import advice, memory, work
 from rlhf_jax.planning.compiling import Compiled, compiled, sent, traffic
 from rlhf_jax.planning.cutting import axes_of, check_mesh
 from rlhf_jax.planning.programs import program
-from rlhf_jax.planning.topologies import GIB, Topology, topology
+from rlhf_jax.planning.topologies import CHIPS, GIB, Topology
+from rlhf_jax.planning.topologies import topology as topology_named
 from rlhf_jax.planning.workloads import Workload
 
 __all__ = ["Plan", "plan"]
@@ -35,6 +36,7 @@ class Plan:
         roofline: seconds a step that peaks would allow; an estimate. ``None`` without peaks.
         changes: if it does not fit, changes of which each by itself would make it, the smallest
             first; by arithmetic, to be confirmed by another plan.
+        notes: what is worth knowing of it, in words.
     """
 
     workload: Workload
@@ -48,6 +50,7 @@ class Plan:
     collectives: Mapping[str, tuple[int, int]] | None = None
     roofline: work.Roofline | None = None
     changes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
@@ -89,6 +92,7 @@ class Plan:
         lines += ["", f"PFLOP a step {together / 1e15:.3f}: {counted}"]
         if self.roofline is not None:
             lines += _roofline_lines(self.roofline)
+        lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -132,7 +136,8 @@ def plan(
     Args:
         workload: the step; or give its fields by keyword: ``plan(model="llama-3-8b",
             algorithm="dpo", batch=64)``.
-        topology: the chips, ``v5e:16x16``, ``h100:1x1x8`` or ``cpu:8``.
+        topology: the chips, ``v5e:16x16``, ``h100:1x1x8`` or ``cpu:8``; or a kind alone, ``v5e``,
+            for the fewest that would do, with the mesh and ``accumulate`` that they need.
         mesh: ``"fsdp=16,tensor=16"`` or a mapping; by default all chips are ``fsdp``.
         memory_gib: usable memory of a chip, if other than the table's.
         compile: whether to compile (a minute or more of CPU time); else it is arithmetic.
@@ -150,9 +155,14 @@ def plan(
     (True, 0.935)
     """
     workload = dataclasses.replace(workload or Workload(), **settings)
-    where = _where(topology, memory_gib)
-    axes = axes_of(mesh, where.chips)
-    check_mesh(workload, axes)
+    if topology in CHIPS:
+        if mesh:
+            raise ValueError(f"a mesh needs a size: topology {topology}:..., or no mesh")
+        workload, where, axes = advice.smallest(workload, topology, memory_gib=memory_gib)
+    else:
+        where = _where(topology, memory_gib)
+        axes = axes_of(mesh, where.chips)
+    notes = check_mesh(workload, axes)
     shapes = program(workload)
     parts = memory.arithmetic(workload, axes, shapes)
     estimate = parts["cache"] + parts["temporaries"]
@@ -183,6 +193,7 @@ def plan(
             cache=parts["cache"],
             sent=sent(found.collectives) if seen else None,
         ),
+        notes=tuple(notes),
     )
     if result.fits:
         return result
@@ -191,7 +202,7 @@ def plan(
 
 
 def _where(given: str | Topology, memory_gib: float | None) -> Topology:
-    return given if isinstance(given, Topology) else topology(given, memory_gib)
+    return given if isinstance(given, Topology) else topology_named(given, memory_gib)
 
 
 def _read(parts: dict[str, int], found: Compiled, limit: float) -> tuple[dict[str, int], float]:
