@@ -20,7 +20,8 @@ LAYERS = [
     {"humans", "judges", "queries", "models", "sampling", "algorithms", "worlds"},
     {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
     {"pretrained"},
-    {"report", "runs"},
+    {"report", "runs", "planning"},
+    {"cli"},
 ]
 LAYER = {room: number for number, rooms in enumerate(LAYERS) for room in rooms}
 

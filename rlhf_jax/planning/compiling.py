@@ -1,0 +1,119 @@
+"""Compiling a step for devices that are not there, and reading what the compiler says."""
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+import jax
+
+from rlhf_jax import parallel
+from rlhf_jax.parallel import Collective
+from rlhf_jax.planning.programs import Program
+
+__all__ = ["Compiled", "compiled", "exhausted", "sent", "traffic"]
+
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """What a compiler says of a step, for one chip.
+
+    Attributes:
+        arguments: bytes of state and batch.
+        temporaries: bytes besides, at once, the cache included.
+        limit: bytes that it allows, where it says so, as it does when they do not suffice.
+        collectives: what the chips send each other; empty where the program was refused.
+        refused: whether it did not fit.
+    """
+
+    arguments: int
+    temporaries: int
+    limit: int | None = None
+    collectives: tuple[Collective, ...] = ()
+    refused: bool = False
+
+
+def compiled(program: Program, mesh: jax.sharding.Mesh, *, tokens: int) -> Compiled:
+    """Compiles a step for a mesh, of devices that may only exist on paper.
+
+    Args:
+        program: step and shapes.
+        mesh: the devices.
+        tokens: how often the loop of generation is taken to run: to its end.
+
+    Returns:
+        What the compiler says, also where it refuses for want of memory.
+
+    Raises:
+        Exception: whatever else the compiler raises.
+    """
+    shardings = parallel.state_shardings(program.state, mesh)
+    step = parallel.shard_step(program.step, mesh, state_shardings=shardings)
+    lowered = step.lower(program.state, program.batch)
+    try:
+        found = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        refusal = exhausted(str(error))
+        if refusal is None:
+            raise
+        return refusal
+    memory = found.memory_analysis()
+    # What comes out beside the state, which takes its old place.
+    fresh = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
+    return Compiled(
+        arguments=memory.argument_size_in_bytes,
+        temporaries=memory.temp_size_in_bytes + fresh,
+        collectives=tuple(parallel.collectives(found, unknown_trips=max(tokens - 1, 1))),
+    )
+
+
+def exhausted(message: str) -> Compiled | None:
+    """What a compiler says that refuses for want of memory; ``None`` if it says something else.
+
+    >>> text = "RESOURCE_EXHAUSTED: Ran out of memory. Used 17.96G of 15.75G hbm."
+    >>> refusal = exhausted(text)
+    >>> round(refusal.temporaries / 2**30, 2), round(refusal.limit / 2**30, 2)
+    (17.96, 15.75)
+    """
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    used = _USED.search(message)
+    if used is None:
+        return None
+    needed, limit = (float(used[n]) * _UNITS[used[n + 1]] for n in (1, 3))
+    given = re.search(r"arguments +([\d.]+)([KMGT]?)B?\b", message)
+    arguments = float(given[1]) * _UNITS[given[2]] if given else 0
+    return Compiled(int(arguments), int(needed - arguments), int(limit), refused=True)
+
+
+def traffic(collectives: Iterable[Collective]) -> dict[str, tuple[int, int]]:
+    """How often each kind is executed in a step, and how many bytes a chip puts together by it.
+
+    >>> traffic([Collective("all-gather", 100, 3, 4), Collective("all-gather", 10, 1, 4)])
+    {'all-gather': (4, 310)}
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for each in collectives:
+        times, total = found.get(each.kind, (0, 0))
+        found[each.kind] = (times + each.times, total + each.bytes * each.times)
+    return dict(sorted(found.items()))
+
+
+def sent(collectives: Iterable[Collective]) -> float:
+    """Bytes that a chip sends and receives in a step, if every exchange goes around a ring.
+
+    Of ``n`` chips each sends and receives ``(n - 1) / n`` of what is put together, and twice that
+    where it is summed for all of them.
+
+    >>> sent([Collective("all-gather", 80, 1, 8), Collective("all-reduce", 80, 1, 8)])
+    420.0
+    """
+    total = 0.0
+    for each in collectives:
+        share = (each.group - 1) / each.group if each.group > 1 else 1.0
+        if each.kind == "all-reduce":
+            share *= 2
+        total += 2 * share * each.bytes * each.times
+    return total
