@@ -23,6 +23,7 @@ __all__ = [
     "log_probs_and_entropies",
     "masked_mean",
     "positions",
+    "segmented",
     "sequence_mean",
     "sequence_sum",
     "token_log_probs",
@@ -61,33 +62,58 @@ def align(predictions: jax.Array) -> jax.Array:
     return jnp.pad(predictions[:, :-1], [(0, 0), (1, 0)] + [(0, 0)] * (predictions.ndim - 2))
 
 
-def positions(mask: jax.Array) -> jax.Array:
-    """The position of each real token among the real tokens of its row; 0 on padding before them.
+def segmented(mask: jax.Array) -> bool:
+    """Whether a mask holds segment ids, of several sequences in a row: known from its dtype.
 
     Args:
-        mask: ``bool[B, T]``.
+        mask: ``bool[B, T]`` or ``int32[B, T]``.
+
+    >>> segmented(jnp.array([[1, 1, 2, 0]])), segmented(jnp.array([[True, False]]))
+    (True, False)
+    """
+    return jnp.issubdtype(mask.dtype, jnp.integer)
+
+
+def positions(mask: jax.Array) -> jax.Array:
+    """The position of each real token among those of its sequence; 0 on padding before them.
+
+    Args:
+        mask: ``bool[B, T]``, a sequence a row; or segment ids, ``int32[B, T]``, growing along the
+            row.
 
     Returns:
         ``int32[B, T]``.
 
     >>> positions(jnp.array([[False, True, True]])).tolist()
     [[0, 0, 1]]
+    >>> positions(jnp.array([[1, 1, 1, 2, 2]])).tolist()
+    [[0, 1, 2, 0, 1]]
     """
-    return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
+    if not segmented(mask):
+        return jnp.maximum(jnp.cumsum(mask.astype(jnp.int32), axis=-1) - 1, 0)
+    place = jnp.cumsum((mask > 0).astype(jnp.int32), axis=-1) - 1
+    # A sequence starts where an id is larger than all before it; between its tokens there may be 0.
+    before = jnp.pad(jax.lax.cummax(mask, axis=1)[:, :-1], ((0, 0), (1, 0)))
+    return jnp.maximum(place - jax.lax.cummax(jnp.where(mask > before, place, 0), axis=1), 0)
 
 
 def last_token(mask: jax.Array) -> jax.Array:
     """Marks the last true entry of each row; a row without one stays empty.
 
     Args:
-        mask: ``bool[B, T]``.
+        mask: ``bool[B, T]``, a sequence a row.
 
     Returns:
         ``bool[B, T]``.
 
+    Raises:
+        ValueError: if the mask holds segment ids.
+
     >>> last_token(jnp.array([[True, True, False], [False, False, False]])).astype(int).tolist()
     [[0, 1, 0], [0, 0, 0]]
     """
+    if segmented(mask):
+        raise ValueError("mask must be boolean, a sequence a row, and it holds segment ids")
     after = jnp.cumsum(mask[:, ::-1].astype(jnp.int32), axis=-1)[:, ::-1]
     return mask & (after == 1)
 

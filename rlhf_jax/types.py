@@ -3,7 +3,9 @@
 Shapes: ``B`` batch, ``T`` tokens, ``P`` prompt tokens, ``V`` vocabulary, ``K`` samples per prompt,
 ``N`` prompts. Every ``[B, T]`` array is aligned with the token it speaks of: ``log_probs[b, t]`` is
 the log-probability of ``tokens[b, t]`` given the tokens before it, so masks, rewards, values and
-log-probs need no shifting against each other. Masks are boolean, true where an entry counts.
+log-probs need no shifting against each other. Masks are boolean, true where an entry counts. Where
+several sequences stand in one row, ``mask`` holds segment ids instead, ``int32[B, T]``: ``n`` for
+the ``n``-th sequence of the row, which sees nothing of the others, and 0 on padding.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,6 +28,7 @@ __all__ = [
     "Key",
     "LogitsFn",
     "Metrics",
+    "Packed",
     "Params",
     "PolicyLoss",
     "PreferenceLoss",
@@ -75,7 +78,8 @@ class Sequences:
 
     Attributes:
         tokens: ``int32[B, T]``.
-        mask: ``bool[B, T]``, true on real tokens (prompt and response), false on padding.
+        mask: ``bool[B, T]``, true on real tokens (prompt and response), false on padding; or
+            segment ids, ``int32[B, T]``, in the rows of ``Packed``.
         response_mask: ``bool[B, T]``, true on the response's tokens, its end-of-text included. A
             row with none is padding.
         log_probs: ``float32[B, T]`` in nats, the log-probability with which a sampler drew each
@@ -160,6 +164,34 @@ class Ranked:
     rankings: jax.Array
     weight: jax.Array | None = None
     rater: jax.Array | None = None
+
+
+@flax.struct.dataclass
+class Packed:
+    """A batch of whose sequences several stand in one row, so that little of it is padding.
+
+    ``data.pack`` makes it, of ``R`` rows of ``W`` tokens with up to ``M`` judgements each; a
+    judgement is a text, a pair or a ranking, of ``S`` sequences. None is split between rows, so
+    that these may be shuffled, cut into parts and over devices like the rows of any batch.
+
+    Attributes:
+        rows: ``Sequences`` of ``R`` rows, whose ``mask`` holds segment ids.
+        starts: ``int32[R, M, S]``, the column in which each sequence starts. Sequence ``s`` of
+            judgement ``m`` has the segment id ``1 + m * S + s``.
+        lengths: ``int32[R, M, S]``, in tokens; 0 for padding.
+        index: ``int32[R, M]``, which judgement of the batch before it was packed this is, or -1
+            for padding.
+        said: that batch without its sequences, which are ``None`` there, as ``[R, M, ...]``: a
+            ``Preferences``, ``Rated`` or ``Ranked``, or a ``Sequences`` without anything.
+        width: ``L``, columns of that batch: the most tokens that a sequence may have.
+    """
+
+    rows: Sequences
+    starts: jax.Array
+    lengths: jax.Array
+    index: jax.Array
+    said: PyTree
+    width: int = flax.struct.field(pytree_node=False)
 
 
 @flax.struct.dataclass
@@ -273,7 +305,8 @@ LogitsFn = Callable[[Params, jax.Array, jax.Array], jax.Array | FactoredLogits]
 # params, tokens[B, T], mask[B, T] -> hidden[B, T, D], or any arrays [B, ...]: what lower layers,
 # which do not train, make of the tokens, and a LogitsFn of the others reads in the tokens' place
 TrunkFn = Callable[[Params, jax.Array, jax.Array], PyTree]
-# params, tokens[B, T], mask[B, T] -> scores[B]; or [B, ...], several numbers a sequence
+# params, tokens[B, T], mask[B, T] -> scores[B]; or [B, ...], several numbers a sequence. Where the
+# mask holds segment ids: [B, T] or [B, T, ...], what each sequence is worth as far as each token
 ScoreFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 # params, tokens[B, T], mask[B, T] -> values[B, T]; entry t is the value before token t is chosen.
 ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
@@ -282,7 +315,8 @@ ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 RewardFn = Callable[[Params, Sequences], jax.Array]
 # params, first, second (Sequences of B rows) -> probability[B] that the first is preferred
 JudgeFn = Callable[[Params, Sequences, Sequences], jax.Array]
-# params, prompts of B rows, keys[B] -> B sequences with log_probs
+# params, prompts of B rows, keys[B] -> B sequences with log_probs: the P columns of the prompts,
+# and the responses behind them
 SampleFn = Callable[[Params, Prompts, Key], Sequences]
 # chosen[B], rejected[B] -> loss[B]; with a third argument, tied[B], for data with ties
 PreferenceLoss = Callable[..., jax.Array]

@@ -6,7 +6,8 @@ import optax
 
 from rlhf_jax import trees
 from rlhf_jax.algorithms.common import Term, descended, new_state
-from rlhf_jax.algorithms.feedback import Feedback, check_separable, imitated, judged, lined_up
+from rlhf_jax.algorithms.feedback import Feedback, check_separable, imitated, judged, sides
+from rlhf_jax.algorithms.packed import laid_out
 from rlhf_jax.algorithms.partial import (
     frozen_reference,
     read_trunk,
@@ -15,13 +16,14 @@ from rlhf_jax.algorithms.partial import (
 )
 from rlhf_jax.implicit_rewards import log_ratio
 from rlhf_jax.losses import bradley_terry, cross_entropy
-from rlhf_jax.sequences import token_log_probs, token_mean
+from rlhf_jax.sequences import token_mean
 from rlhf_jax.types import (
     Algorithm,
     ImplicitReward,
     Key,
     LogitsFn,
     Metrics,
+    Packed,
     Params,
     PreferenceLoss,
     RankingLoss,
@@ -82,8 +84,8 @@ def direct(
         An ``Algorithm``. ``init(params, key, reference=None)``: the reference is by default the
         initial ``params``. Of what does not train no copy is kept, unless it is given one of its
         own. The batch is ``Preferences``, ``Rated`` or ``Ranked`` (rows without any
-        response token are padding). Metrics ``loss`` and ``grad_norm``, and with ``Preferences``
-        ``accuracy`` (ties half), ``margin``, ``chosen_reward``, ``rejected_reward``; with ``Rated``
+        response token are padding), or what ``data.pack`` makes of one. Metrics ``loss`` and
+        ``grad_norm``, and with ``Preferences`` ``accuracy`` (ties half), ``margin``, ``chosen_reward``, ``rejected_reward``; with ``Rated``
         ``reward``, ``desirable_reward``, ``undesirable_reward``, ``unrelated_reward``; with
         ``Ranked`` ``accuracy`` (of all pairs), ``best_reward``, ``worst_reward``.
 
@@ -96,18 +98,19 @@ def direct(
         frozen = () if reference_free else frozen
         return new_state(params, optimizer, key, frozen=frozen, trainable=trainable)
 
-    def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Feedback | Packed) -> tuple[TrainState, Metrics]:
         check_separable(batch, accumulate)
 
         def objective(params, batch):
-            rows, valid = lined_up(batch)
-            mask, read = rows.response_mask, rows.tokens
+            laid = laid_out(batch)
+            batch, rows, mask = laid.batch, laid.rows, laid.text.response_mask
+            read = rows.tokens
             if trunk_fn is not None:
                 parts = split_trainable(params, trainable)
                 read = read_trunk(trunk_fn, *parts, rows.tokens, rows.mask)
 
             def log_probs_of(params):
-                return token_log_probs(logits_fn(params, read, rows.mask), rows.tokens)
+                return laid.log_probs(logits_fn(params, read, rows.mask))
 
             if reference_free:
                 ref_log_probs = jnp.zeros(mask.shape, jnp.float32)
@@ -116,9 +119,8 @@ def direct(
                 ref_log_probs = jax.lax.stop_gradient(log_probs_of(reference))
             log_probs = log_probs_of(params)
             rewards = beta * implicit_reward(log_probs, ref_log_probs, mask)
-            mean, further = judged(
-                batch, rewards.reshape(-1, valid.size), loss, axis_name=axis_name
-            )
+            rewards = rewards.reshape(len(sides(batch)), -1)
+            mean, further = judged(batch, rewards, loss, axis_name=axis_name)
             terms = {"preference": Term(loss_weight, mean)}
             if supervised_weight:
                 text = mask & imitated(batch).reshape(-1, 1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from rlhf_jax import checks
 from rlhf_jax.algorithms.common import divided, rows_mean
 from rlhf_jax.sequences import Mean
-from rlhf_jax.types import Preferences, Ranked, Rated, Sequences
+from rlhf_jax.types import Packed, Preferences, Ranked, Rated, Sequences
 
 __all__ = ["Feedback", "check_separable", "imitated", "judged", "lined_up", "sides"]
 
@@ -48,8 +48,9 @@ def lined_up(batch: Feedback) -> tuple[Sequences, jax.Array]:
     return rows, jnp.any(every[0].response_mask, axis=-1)
 
 
-def check_separable(batch: Feedback, accumulate: int) -> None:
+def check_separable(batch: Feedback | Packed, accumulate: int) -> None:
     """A batch that is to be cut into parts is judged row by row; else a ``ValueError``."""
+    batch = batch.said if isinstance(batch, Packed) else batch
     if accumulate > 1 and isinstance(batch, Rated) and batch.unrelated is not None:
         raise ValueError(
             f"accumulate must be 1 with ratings that have unrelated answers, not {accumulate}: the "

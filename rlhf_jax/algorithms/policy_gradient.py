@@ -75,6 +75,17 @@ _SHUFFLE = 2**31 - 1
 _BASELINE = 2**31 - 2
 
 
+def _response_start(prompts: Prompts, answers: Sequences | Experience) -> int:
+    """The column in which every response starts: the vocabulary's work is for no other."""
+    start, width = prompts.tokens.shape[1], answers.tokens.shape[1]
+    if width <= start:
+        raise ValueError(
+            f"sample_fn must return the prompts' {start} columns and the responses behind them, "
+            f"not {width} columns in all"
+        )
+    return start
+
+
 def policy_gradient(
     logits_fn: LogitsFn,
     sample_fn: SampleFn,
@@ -271,7 +282,8 @@ def policy_gradient(
 
         read = read_of(state.params, sequences)
         found, each_model = scored(state, sequences, read, mask)
-        ref_log_probs = token_log_probs(found.logits, tokens, temperature=temperature)
+        start = _response_start(prompts, sequences)
+        ref_log_probs = token_log_probs(found.logits, tokens, temperature=temperature, start=start)
         ref_log_probs = jnp.where(mask, ref_log_probs, 0)
         penalty = jnp.zeros_like(old_log_probs)
         if reward_penalty is not None:
@@ -325,7 +337,11 @@ def policy_gradient(
         return experience, adapted, metrics, divided(seen, axis_name)
 
     def update(
-        carry: tuple[Params, PyTree], batch: Experience, rest: Params, coefficient: jax.Array
+        carry: tuple[Params, PyTree],
+        batch: Experience,
+        rest: Params,
+        coefficient: jax.Array,
+        start: int,
     ):
         """One optimiser step on one minibatch."""
         trained, opt_state = carry
@@ -335,10 +351,12 @@ def policy_gradient(
             logits = logits_fn(policy_of(params), batch.read, batch.mask)
             if entropy_weight:
                 log_probs, entropies = log_probs_and_entropies(
-                    logits, batch.tokens, temperature=temperature
+                    logits, batch.tokens, temperature=temperature, start=start
                 )
             else:
-                log_probs = token_log_probs(logits, batch.tokens, temperature=temperature)
+                log_probs = token_log_probs(
+                    logits, batch.tokens, temperature=temperature, start=start
+                )
             mask = batch.response_mask
             log_probs = jnp.where(mask, log_probs, 0)
             losses = policy_loss(log_probs, batch.old_log_probs, batch.advantages, mask)
@@ -370,11 +388,11 @@ def policy_gradient(
         trained, rest = split_trainable(state.params, trainable)
         experience, adapted, metrics, watched = explore(state, batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
+        coefficient, start = state.extra.kl_coefficient, _response_start(batch, experience)
 
         def epoch(carry, index):
             cut = minibatches_of(experience, jax.random.fold_in(key, index), minibatches, axis_name)
-            coefficient = state.extra.kl_coefficient
-            return jax.lax.scan(lambda c, b: update(c, b, rest, coefficient), carry, cut)
+            return jax.lax.scan(lambda c, b: update(c, b, rest, coefficient, start), carry, cut)
 
         carry = (trained, state.opt_state)
         (trained, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))

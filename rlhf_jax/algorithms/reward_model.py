@@ -11,16 +11,17 @@ from rlhf_jax.algorithms.common import (
     Term,
     descended,
     new_state,
-    row_keys,
     rows_mean,
 )
-from rlhf_jax.algorithms.feedback import Feedback, check_separable, judged, lined_up, sides
+from rlhf_jax.algorithms.feedback import Feedback, check_separable, judged, sides
+from rlhf_jax.algorithms.packed import judgement_keys, laid_out
 from rlhf_jax.losses import bradley_terry
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import (
     Algorithm,
     Key,
     Metrics,
+    Packed,
     Params,
     PreferenceLoss,
     RankingLoss,
@@ -78,7 +79,8 @@ def reward_model(
 
     Returns:
         An ``Algorithm`` whose batch is ``Preferences``, ``Rated`` or ``Ranked`` (rows without any
-        response token are padding); metrics as of ``direct``.
+        response token are padding), or what ``data.pack`` makes of one, for a ``score_fn`` that
+        knows packed rows, as ``models.score_model``'s; metrics as of ``direct``.
 
     Raises:
         ValueError: if ``token_dropout`` is not in [0, 1); when called, if there is ``centering`` of
@@ -94,26 +96,28 @@ def reward_model(
     def init(params: Params, key: Key) -> TrainState:
         return new_state(params, optimizer, key, trainable=trainable)
 
-    def step(state: TrainState, batch: Feedback) -> tuple[TrainState, Metrics]:
+    def step(state: TrainState, batch: Feedback | Packed) -> tuple[TrainState, Metrics]:
         check_separable(batch, accumulate)
         keys = ()
         if token_dropout:
             key = jax.random.fold_in(state.key, state.step)
-            keys = row_keys(key, sides(batch)[0].mask.shape[0], axis_name)
+            keys = judgement_keys(batch, key, axis_name)
 
         def objective(params, given):
             batch, keys = given
-            rows, valid = lined_up(batch)
-            mask, judgements = rows.mask, valid.size
+            laid = laid_out(batch)
+            batch, mask = laid.batch, laid.text.mask
+            every = sides(batch)
+            valid = jnp.any(every[0].response_mask, axis=-1)
             if token_dropout:
-                count = mask.shape[0] // judgements
-                keys = jax.vmap(lambda k: jax.random.split(k, count), out_axes=1)(keys).reshape(-1)
+                split = jax.vmap(lambda k: jax.random.split(k, len(every)), out_axes=1)
+                keys = split(keys.reshape(-1)).reshape(-1)
                 keep = jax.vmap(
                     lambda k, row: jax.random.bernoulli(k, 1 - token_dropout, row.shape)
                 )
                 mask &= keep(keys, mask)
-            scores = score_fn(params, rows.tokens, mask)
-            scores = scores.reshape(-1, judgements, *scores.shape[1:])
+            scores = laid.scores(score_fn(params, laid.rows.tokens, laid.seen(mask)), mask)
+            scores = scores.reshape(len(every), -1, *scores.shape[1:])
             if personal is not None:
                 if batch.rater is None:
                     raise ValueError(

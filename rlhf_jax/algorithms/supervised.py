@@ -7,9 +7,20 @@ import optax
 
 from rlhf_jax import checks, trees
 from rlhf_jax.algorithms.common import Term, descended, new_state
+from rlhf_jax.algorithms.packed import laid_out
 from rlhf_jax.losses import cross_entropy
-from rlhf_jax.sequences import Aggregation, token_log_probs, token_mean
-from rlhf_jax.types import Algorithm, Key, LogitsFn, Metrics, Params, Rated, Sequences, TrainState
+from rlhf_jax.sequences import Aggregation, token_mean
+from rlhf_jax.types import (
+    Algorithm,
+    Key,
+    LogitsFn,
+    Metrics,
+    Packed,
+    Params,
+    Rated,
+    Sequences,
+    TrainState,
+)
 
 __all__ = ["supervised"]
 
@@ -42,21 +53,24 @@ def supervised(
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
-        An ``Algorithm`` whose batch is ``Sequences``, or ``Rated`` for a loss that takes ratings;
-        metrics ``loss`` (nats a token) and ``grad_norm``. ``step`` raises a ``ValueError`` if the
-        loss cannot take the batch.
+        An ``Algorithm`` whose batch is ``Sequences``, or ``Rated`` for a loss that takes ratings,
+        or what ``data.pack`` makes of one; metrics ``loss`` (nats a token) and ``grad_norm``.
+        ``step`` raises a ``ValueError`` if the loss cannot take the batch.
     """
 
     def init(params: Params, key: Key) -> TrainState:
         return new_state(params, optimizer, key, trainable=trainable)
 
-    def step(state: TrainState, batch: Sequences | Rated) -> tuple[TrainState, Metrics]:
+    def written(batch: Sequences | Rated) -> list[Sequences]:
+        return [batch.sequences if isinstance(batch, Rated) else batch]
+
+    def step(state: TrainState, batch: Sequences | Rated | Packed) -> tuple[TrainState, Metrics]:
         def objective(params, batch):
-            text, *ratings = (
-                (batch.sequences, batch.ratings) if isinstance(batch, Rated) else (batch,)
-            )
+            laid = laid_out(batch, written)
+            rows, text = laid.rows, laid.text
+            ratings = [laid.batch.ratings] if isinstance(laid.batch, Rated) else []
             checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
-            log_probs = token_log_probs(logits_fn(params, text.tokens, text.mask), text.tokens)
+            log_probs = laid.log_probs(logits_fn(params, rows.tokens, rows.mask))
             losses = loss(log_probs, text.response_mask, *ratings)
             return {"loss": Term(1.0, aggregation(losses, text.response_mask))}, {}
 

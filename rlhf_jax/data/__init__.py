@@ -11,6 +11,7 @@ from rlhf_jax.data.feedback import (
     with_control_tokens,
 )
 from rlhf_jax.data.loading import load_feedback, save_feedback
+from rlhf_jax.data.packing import Packing, PackReport, pack
 from rlhf_jax.data.ratings import DOMAINS, Ratings, as_dataset, fingerprint, load_ratings
 from rlhf_jax.data.templates import chat_template, plain_template
 from rlhf_jax.data.text import BOS, EOS, PAD, UNK, decode, encode, stream, train_tokenizer
@@ -30,6 +31,8 @@ __all__ = [
     "UNK",
     "Batches",
     "FeedbackError",
+    "PackReport",
+    "Packing",
     "Ratings",
     "as_dataset",
     "chat_template",
@@ -41,6 +44,7 @@ __all__ = [
     "load_feedback",
     "load_ratings",
     "mismatched",
+    "pack",
     "plain_template",
     "ranked",
     "save_feedback",

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.transformer import Transformer
-from rlhf_jax.sequences import align, last_token
+from rlhf_jax.sequences import align, last_token, positions, segmented
 from rlhf_jax.types import (
     FactoredLogits,
     Key,
@@ -96,7 +96,8 @@ def score_model(config: TransformerConfig) -> ScoreModel:
         config: the trunk's shape.
 
     Returns:
-        A ``ScoreModel``; a row without any real token scores 0.
+        A ``ScoreModel``; a row without any real token scores 0. Of packed rows (segment ids for a
+        mask) its scores are those at all tokens, as of ``token_score_model``.
 
     >>> model = score_model(TransformerConfig(vocab_size=16, hidden_size=8, num_layers=1))
     >>> params = model.init(jax.random.key(0))
@@ -107,6 +108,8 @@ def score_model(config: TransformerConfig) -> ScoreModel:
 
     def score_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         scores = module.apply({"params": params}, tokens, mask)
+        if segmented(mask):  # Who packed the rows knows where each sequence ends.
+            return scores
         return jnp.sum(jnp.where(last_token(mask), scores, 0), axis=-1)
 
     return ScoreModel(_init(module), score_fn)
@@ -119,7 +122,7 @@ def value_model(config: TransformerConfig) -> ValueModel:
         config: the trunk's shape.
 
     Returns:
-        A ``ValueModel``; column 0, before which there is nothing to see, is 0.
+        A ``ValueModel``; a sequence's first token, before which there is nothing to see, has 0.
 
     >>> model = value_model(TransformerConfig(vocab_size=16, hidden_size=8, num_layers=1))
     >>> params = model.init(jax.random.key(0))
@@ -129,7 +132,8 @@ def value_model(config: TransformerConfig) -> ValueModel:
     module = _ScalarTransformer(config)
 
     def value_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        return align(module.apply({"params": params}, tokens, mask))
+        values = align(module.apply({"params": params}, tokens, mask))
+        return jnp.where(positions(mask) == 0, 0, values) if segmented(mask) else values
 
     return ValueModel(_init(module), value_fn)
 
@@ -285,8 +289,9 @@ def trunk_scores(
             axis being theirs, as ``algorithms.reward_model`` wants them.
 
     Returns:
-        A ``ScoreFn`` of ``{"trunk": ..., "head": ...}``. What is trained under ``"head"`` is
-        ``shared_trunk``'s ``frozen.reward``, if ``"trunk"`` is its reference.
+        A ``ScoreFn`` of ``{"trunk": ..., "head": ...}``, of packed rows as ``score_model``'s. What
+        is trained under ``"head"`` is ``shared_trunk``'s ``frozen.reward``, if ``"trunk"`` is its
+        reference.
 
     Raises:
         TypeError: when called, if the logits are not factored.
@@ -308,6 +313,10 @@ def trunk_scores(
     def score_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         logits = _factored(factored_logits_fn, params["trunk"], tokens, mask)
         scores = head.apply(params["head"], jax.lax.stop_gradient(logits.hidden))
+        if segmented(mask):
+            if reward is not last_score:
+                raise ValueError("packed rows are scored at last tokens: reward must be last_score")
+            return scores
         rewards = reward(scores, Sequences(tokens, mask, mask))
         return rewards if scores.ndim == 2 else jnp.moveaxis(rewards, 0, -1)
 

@@ -27,7 +27,7 @@ import numpy as np
 from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
-from rlhf_jax.sequences import positions
+from rlhf_jax.sequences import positions, segmented
 from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
 from rlhf_jax.vocabulary import logits_of
 
@@ -84,7 +84,13 @@ class _Context(NamedTuple):
 def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) -> _Context:
     new, window = mask.shape[1], config.sliding_window
     places = positions(mask)
-    seen = jnp.tril(jnp.ones([new, new], bool)) & mask[:, None, :]
+    seen = jnp.tril(jnp.ones([new, new], bool))
+    if segmented(mask):
+        if cache is not None:
+            raise ValueError("a cache is of one sequence a row: mask must be boolean")
+        seen = seen & (mask[:, :, None] == mask[:, None, :]) & (mask > 0)[:, None, :]
+    else:
+        seen = seen & mask[:, None, :]
     if cache is None:
         close = None if window is None else seen & near(places, places, window)
         return _Context(places, seen, close)
@@ -240,7 +246,8 @@ class Transformer(nn.Module):
 
         Args:
             tokens: ``int32[B, S]``.
-            mask: ``bool[B, S]``, false on padding, on either side.
+            mask: ``bool[B, S]``, false on padding, on either side; or, without a cache, segment
+                ids ``int32[B, S]``, of several sequences in a row.
             cache: of the tokens before, or ``None``.
 
         Returns:
