@@ -254,7 +254,9 @@ def markdown(results: list[dict[str, Any]]) -> str:
     for result in results:
         for name, row in result["rows"].items():
             low, high = row["lowest_and_highest"]
-            ratio = "" if name == OURS else f"{row['times_as_long_as_ours']:.2f} ({low:.2f}-{high:.2f})"
+            ratio = (
+                "" if name == OURS else f"{row['times_as_long_as_ours']:.2f} ({low:.2f}-{high:.2f})"
+            )
             asked = row["asked"].split()[1:2]
             name += f", {asked[0]} threads" if asked else ""
             lines.append(

@@ -1,8 +1,8 @@
 """How long one training step takes, of the library's own algorithms, compiled once.
 
 Random weights, random prompts, fixed lengths, float32. A step is one AdamW update over all
-``prompts * group`` sequences, with the KL (or DPO's beta) to a frozen reference at 0.05; for ``dpo``
-and ``reward`` the same number of sequences are pairs. The last line printed is one JSON object.
+``prompts * group`` sequences, with the KL (or DPO's beta) to a frozen reference at 0.05. For
+``dpo`` and ``reward`` as many sequences are pairs. The last line printed is one JSON object.
 """
 
 import dataclasses
@@ -51,13 +51,18 @@ class Config:
     response_len: int = 16
     steps: int = 10
     """Timed ones, after the first, which compiles."""
+    devices: int = 1
+    """Over which the batch is cut; simulated ones need
+    XLA_FLAGS=--xla_force_host_platform_device_count=N."""
     turns: bool = False
     """Take a step for each line on the standard input, as compare.py asks."""
 
     def __post_init__(self):
-        for name in ("prompts", "group", "prompt_len", "response_len", "steps"):
+        for name in ("prompts", "group", "prompt_len", "response_len", "steps", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.devices > (found := jax.device_count()):
+            raise ValueError(f"--devices {self.devices}, but jax has {found}")
         if self.task in ("dpo", "reward") and self.sequences % 2:
             raise ValueError(
                 f"prompts * group ({self.sequences}) must be even: two answers make a pair"
@@ -202,7 +207,12 @@ class Stepper:
         # As training.fit does: in memory of its own, which the step may take over.
         self.state = jax.tree.map(lambda x: x.copy(), self.work.state)
         self.length = config.response_len
-        self.step = rj.training.donating_jit(self.work.algorithm.step)
+        if config.devices > 1:
+            mesh = rj.parallel.data_mesh(jax.devices()[: config.devices])
+            self.state = rj.parallel.place(self.state, mesh)
+            self.step = rj.parallel.shard_step(self.work.algorithm.step, mesh)
+        else:
+            self.step = rj.training.donating_jit(self.work.algorithm.step)
         self.compiled = {}
 
     def __call__(self) -> dict[str, float]:

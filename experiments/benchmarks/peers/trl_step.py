@@ -55,6 +55,8 @@ def fast_multinomial(probabilities: torch.Tensor, num_samples: int) -> torch.Ten
 
 END = "<end>"
 MULTINOMIAL = torch.multinomial
+# No token of the model ends a text (Llama's default is 2).
+MODEL = {"attn_implementation": "sdpa", "bos_token_id": None, "eos_token_id": None}
 
 
 class NothingMore(Exception):
@@ -193,7 +195,7 @@ def main() -> None:
             "save_strategy": "no",
             "disable_tqdm": True,
         }
-        trainer = build(asked, asked.shape | {"attn_implementation": "sdpa"}, common)
+        trainer = build(asked, asked.shape | MODEL, common)
         trainer.add_callback(OneAtATime(turns))
         with contextlib.suppress(NothingMore):
             trainer.train()
