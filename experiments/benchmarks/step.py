@@ -61,8 +61,6 @@ class Config:
         for name in ("prompts", "group", "prompt_len", "response_len", "steps", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.devices > (found := jax.device_count()):
-            raise ValueError(f"--devices {self.devices}, but jax has {found}")
         if self.task in ("dpo", "reward") and self.sequences % 2:
             raise ValueError(
                 f"prompts * group ({self.sequences}) must be even: two answers make a pair"
@@ -207,6 +205,8 @@ class Stepper:
         # As training.fit does: in memory of its own, which the step may take over.
         self.state = jax.tree.map(lambda x: x.copy(), self.work.state)
         self.length = config.response_len
+        if config.devices > jax.device_count():
+            raise ValueError(f"--devices {config.devices}, but jax has {jax.device_count()}")
         if config.devices > 1:
             mesh = rj.parallel.data_mesh(jax.devices()[: config.devices])
             self.state = rj.parallel.place(self.state, mesh)
