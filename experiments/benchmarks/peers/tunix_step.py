@@ -2,8 +2,8 @@
 
 Tunix's best settings on a CPU, as far as they were found: all sequences in one batch, no
 rematerialisation, top_p=1 and no top_k (anything else sorts the vocabulary, and None is greedy), a
-cache of just the length that is needed, the default threefry keys (rbg is slower here). It asks for a step's
-data when the step before is done, which is where it is made to wait.
+cache of just the length that is needed, the default threefry keys (rbg is slower here). It asks for
+a step's data when the step before is done, which is where it is made to wait.
 """
 
 import argparse
