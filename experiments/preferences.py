@@ -68,6 +68,8 @@ class Config:
     layers: int = 4
     vocabulary: int = 4096
     devices: int = 1  # that each batch is cut over
+    activations_gb: float | None = None
+    """What the backward pass may keep on each; blocks are computed again if it is not enough."""
     evaluated: int = 128  # prompts held out that are answered, at most
     resume: bool = False
     overwrite: bool = False
@@ -86,7 +88,9 @@ class Base(NamedTuple):
 def base(config: Config, rows: list[dict]) -> Base:
     """A published model, or a small one whose tokenizer is fitted to the training rows."""
     if config.model != "scratch":
-        found = rj.pretrained.load(config.model, revision=config.model_revision)
+        found = rj.pretrained.load(
+            config.model, revision=config.model_revision, compute_dtype=rj.models.compute_dtype()
+        )
         if found.tokenizer is None:
             raise ValueError(
                 f"{config.model} has no tokenizer.json, without which there are no tokens"
@@ -101,7 +105,12 @@ def base(config: Config, rows: list[dict]) -> Base:
     )
     width, longest = config.width, config.max_length + config.new_tokens
     shape = rj.models.TransformerConfig(
-        tokenizer.get_vocab_size(), width, 3 * width, config.layers, max_length=longest
+        tokenizer.get_vocab_size(),
+        width,
+        3 * width,
+        config.layers,
+        max_length=longest,
+        dtype=rj.models.compute_dtype(),
     )
     model = rj.models.language_model(shape)
     params = model.init(jax.random.key(0))
@@ -201,6 +210,12 @@ def main(config: Config) -> None:
     run = rj.runs.begin(config, free=("devices",))
     rj.training.compilation_cache()
     begin = base(config, train)
+    if config.activations_gb is not None:
+        rows = -(-max(2 * config.batch, 8 * config.prompts) // config.devices)
+        longest, room = config.max_length + config.new_tokens, 1e9 * config.activations_gb
+        remat = rj.models.choose_remat(begin.model.config, rows, longest, room)
+        shape = dataclasses.replace(begin.model.config, remat=remat)
+        begin = begin._replace(model=rj.models.language_model(shape))
     model, params, direct = begin.model, begin.params, config.method in Direct.__args__
     tokens = begin.tokens | {"encode": begin.tokenizer, "max_length": config.max_length}
     both = [

@@ -116,7 +116,7 @@ def test_the_trunk_is_read_once_for_all():
             **settings,
         )
 
-    params, prompts, found = ActorCritic(PARAMS, critic), toys.prompts(4, empty=(3,)), {}
+    params, prompts, found = ActorCritic(PARAMS, critic), toys.prompts(4, length=2, empty=(3,)), {}
     for name, algorithm in {"apart": built(whole), "once": built(top, trunk_fn=trunk)}.items():
         state = algorithm.init(params, KEY, reward=score, reference=REFERENCE)
         after, metrics = stepped(algorithm, state, prompts)
@@ -190,7 +190,7 @@ def test_members_share_what_does_not_train():
 
 def test_every_algorithm_takes_it():
     """Traced only: that the parts fit is seen in their shapes."""
-    prompts = toys.prompts(4)
+    prompts = toys.prompts(4, length=2)
     settings = {"trainable": "upper/*"}
     judge = rewards.judge(lambda params, text: jnp.sum(text.response_mask, axis=-1) * 1.0)
 
@@ -200,14 +200,14 @@ def test_every_algorithm_takes_it():
     def reward_fn(params, text):
         return params * jnp.sum(text.response_mask, axis=-1)
 
-    rows = toys.prompts(8)
+    rows = toys.prompts(8, length=2)
     adam = optax.adam(0.1)
     inverse = algorithms.gail(
         whole, sample_fn, reward_fn, adam, adam, policy=partial(algorithms.rloo, **settings),
         samples_per_prompt=4,
     )  # fmt: skip
     game = inverse.init(PolicyAndReward(PARAMS, jnp.float32(1)), KEY)
-    two = toys.prompts(2)
+    two = toys.prompts(2, length=2)
     taken = {
         "supervised": (algorithms.supervised(whole, adam, **settings), TEXT),
         "online_dpo": (

@@ -85,6 +85,7 @@ def test_it_learns_what_is_preferred_and_a_mesh_changes_nothing(script, pairs, t
         ({"held_out": 0.0}, "held_out must be between 0 and 1"),
         ({"held_out": 1e-9}, "there must be some of both"),
         ({"batch": 999}, "batches of 999 rows"),
+        ({"activations_gb": 1e-9}, "bytes_available must be at least"),
     ],
 )
 def test_bad_settings(script, pairs, tmp_path, settings, message):

@@ -165,7 +165,7 @@ def test_dense_rewards_make_the_advantages_computed_by_hand(kind):
     )
     policy = toys.bigram_params()
     params = ActorCritic(policy, jnp.float32(1)) if kind == "critic" else policy
-    prompts = toys.prompts(2 if kind == "group" else 4, empty=())
+    prompts = toys.prompts(2 if kind == "group" else 4, length=2)
     prompts = prompts.replace(mask=np.ones_like(prompts.mask))
     state = algorithm.init(params, jax.random.key(0))
     after, metrics = jax.jit(algorithm.step)(state, prompts)

@@ -71,7 +71,7 @@ def step_of(shared):
     reward = SCORE if shared else {"trunk": trunk, "head": SCORE}
     params = ActorCritic(plain_params(0), critic)
     state = algorithm.init(params, jax.random.key(0), reward=reward, reference=trunk)
-    prompts = toys.prompts(4, empty=(3,))
+    prompts = toys.prompts(4, length=2, empty=(3,))
     compiled = jax.jit(algorithm.step).lower(state, prompts).compile()
     after, metrics = compiled(state, prompts)
     head = after.params.critic if shared else after.params.critic["head"]

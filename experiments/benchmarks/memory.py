@@ -66,7 +66,7 @@ class Config:
     length: int = 64  # tokens
     tasks: tuple[str, ...] = TASKS
     fast: bool = False
-    """A toy shape, which takes a minute; its figures mean nothing."""
+    """A toy shape, to see it work; its figures mean nothing."""
     overwrite: bool = False
 
 

@@ -85,9 +85,10 @@ def direct(
         initial ``params``. Of what does not train no copy is kept, unless it is given one of its
         own. The batch is ``Preferences``, ``Rated`` or ``Ranked`` (rows without any
         response token are padding), or what ``data.pack`` makes of one. Metrics ``loss`` and
-        ``grad_norm``, and with ``Preferences`` ``accuracy`` (ties half), ``margin``, ``chosen_reward``, ``rejected_reward``; with ``Rated``
-        ``reward``, ``desirable_reward``, ``undesirable_reward``, ``unrelated_reward``; with
-        ``Ranked`` ``accuracy`` (of all pairs), ``best_reward``, ``worst_reward``.
+        ``grad_norm``, and with ``Preferences`` ``accuracy`` (ties half), ``margin``,
+        ``chosen_reward``, ``rejected_reward``; with ``Rated`` ``reward``, ``desirable_reward``,
+        ``undesirable_reward``, ``unrelated_reward``; with ``Ranked`` ``accuracy`` (of all pairs),
+        ``best_reward``, ``worst_reward``.
 
     Reference: Rafailov et al. 2023, https://arxiv.org/abs/2305.18290
     """

@@ -20,6 +20,7 @@ from rlhf_jax.models.heads import (
 from rlhf_jax.models.ngrams import NgramModel, ngram_model
 from rlhf_jax.models.nnx import from_nnx
 from rlhf_jax.models.raters import RaterScale, rater_scale
+from rlhf_jax.models.resources import activation_bytes, choose_remat, compute_dtype
 from rlhf_jax.models.transformer import (
     KVCache,
     LanguageModel,
@@ -42,6 +43,9 @@ __all__ = [
     "Transformer",
     "TransformerConfig",
     "ValueModel",
+    "activation_bytes",
+    "choose_remat",
+    "compute_dtype",
     "feature_values",
     "from_nnx",
     "hashed_model",
