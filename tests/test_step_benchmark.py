@@ -41,39 +41,56 @@ def test_work_is_counted_as_for_the_peers():
     }
 
 
-def test_a_step_prints_one_object_last(monkeypatch, capsys):
+NAMES = (
+    "task",
+    "size",
+    "median_step_s",
+    "first_step_s",
+    "steps",
+    "tokens_per_step",
+    "flops_per_step",
+    "peak_rss_mb",
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "each_token"),
+    [
+        # 8 * 8 * 4 of attention, 3 * 8 * 16 of the gated layer; 16 * 8 of the vocabulary.
+        ("reward", 3 * (256 + 384)),
+        pytest.param("grpo", 5 * (256 + 384 + 128), marks=pytest.mark.slow),
+        pytest.param("ppo", 5 * (256 + 384 + 128) + 4 * (256 + 384), marks=pytest.mark.slow),
+    ],
+)
+def test_a_step_prints_one_object_last(task, each_token, monkeypatch, capsys):
     monkeypatch.setitem(step.SHAPES, "toy", SMALL)
-    step.main(step.Config(prompts=2, group=2, prompt_len=2, response_len=3, steps=2))
+    step.main(step.Config(task, prompts=2, group=2, prompt_len=2, response_len=3, steps=2))
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert set(found) == {
-        "task",
-        "size",
-        "median_step_s",
-        "first_step_s",
-        "steps",
-        "tokens_per_step",
-        "flops_per_step",
-        "peak_rss_mb",
-    }
-    assert (found["task"], found["size"], found["steps"]) == ("grpo", "toy", 2)
+    assert tuple(found) == NAMES
+    assert (found["task"], found["size"], found["steps"]) == (task, "toy", 2)
     assert found["tokens_per_step"] == 20
     assert 0 < found["median_step_s"] < found["first_step_s"]
-    # 8 * 8 * 4 of attention, 3 * 8 * 16 of the gated layer, 16 * 8 of the vocabulary.
-    assert found["flops_per_step"] == 2 * 5 * 20 * (256 + 384 + 128)
+    assert found["flops_per_step"] == 2 * 20 * each_token
 
 
-def test_a_step_of_pairs_and_its_parts(monkeypatch):
+def test_parts_are_timed_and_compilations_counted(monkeypatch):
     monkeypatch.setitem(step.SHAPES, "toy", SMALL)
-    config = step.Config("dpo", prompts=1, group=2, prompt_len=2, response_len=2)
-    stepper = step.Stepper(config)
-    assert set(stepper()) == {"seconds", "cpu_seconds", "peak_rss_mb"}
+    stepper = step.Stepper(step.Config("dpo", prompts=1, group=2, prompt_len=2, response_len=2))
     assert list(stepper.work.parts) == ["reference"]
-    assert stepper.part("reference")["seconds"] > 0
+    assert set(stepper.part("reference")) == {"seconds", "cpu_seconds", "peak_rss_mb"}
     compiled = step.Compilations()
-    stepper()
+    stepper.part("reference")
     assert compiled.count == 0
-    jax.jit(lambda x: x * stepper.taken)(1.0)
+    jax.jit(lambda x: x * stepper.length)(1.0)
     assert compiled.count == 1
+
+
+@pytest.mark.slow
+def test_the_parts_of_a_policy_step(monkeypatch):
+    monkeypatch.setitem(step.SHAPES, "toy", SMALL)
+    stepper = step.Stepper(step.Config(prompts=2, group=2, prompt_len=2, response_len=3))
+    assert list(stepper.work.parts) == ["generate", "reference", "all but generate"]
+    assert all(stepper.part(name)["seconds"] > 0 for name in stepper.work.parts)
 
 
 def test_impossible_steps_are_named():

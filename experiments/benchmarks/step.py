@@ -201,12 +201,12 @@ class Stepper:
     """The compiled step and the state it is to go on with."""
 
     def __init__(self, config: Config) -> None:
+        if config.devices > jax.device_count():
+            raise ValueError(f"--devices {config.devices}, but jax has {jax.device_count()}")
         self.work, self.taken = work(config), 0
         # As training.fit does: in memory of its own, which the step may take over.
         self.state = jax.tree.map(lambda x: x.copy(), self.work.state)
         self.length = config.response_len
-        if config.devices > jax.device_count():
-            raise ValueError(f"--devices {config.devices}, but jax has {jax.device_count()}")
         if config.devices > 1:
             mesh = rj.parallel.data_mesh(jax.devices()[: config.devices])
             self.state = rj.parallel.place(self.state, mesh)
