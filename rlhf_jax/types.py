@@ -181,8 +181,8 @@ class Packed:
         lengths: ``int32[R, M, S]``, in tokens; 0 for padding.
         index: ``int32[R, M]``, which judgement of the batch before it was packed this is, or -1
             for padding.
-        said: that batch without its sequences, which are ``None`` there, as ``[R, M, ...]``: a
-            ``Preferences``, ``Rated`` or ``Ranked``, or a ``Sequences`` without anything.
+        said: that batch, a ``Preferences``, say, with its arrays as ``[R, M, ...]``, but for those
+            of its sequences, which are ``None``.
         width: ``L``, columns of that batch: the most tokens that a sequence may have.
     """
 

@@ -1,5 +1,8 @@
 """Algorithms: pairs of pure functions ``init`` and ``step``, composed of losses.
 
+``supervised``, ``direct`` (with all that are made of it) and ``reward_model`` take batches as they
+are padded, or as ``data.pack`` packs them.
+
 Memory: ``accumulate=`` reads a batch in parts. ``optax.adam(..., mu_dtype=jnp.bfloat16)`` halves
 Adam's first moment. The second must stay float32: a step changes it by about a thousandth, which
 bfloat16 rounds away. ``optax.adafactor`` keeps a row and a column of it instead.

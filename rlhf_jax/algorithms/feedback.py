@@ -16,7 +16,7 @@ from rlhf_jax.algorithms.common import divided, rows_mean
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import Packed, Preferences, Ranked, Rated, Sequences
 
-__all__ = ["Feedback", "check_separable", "imitated", "judged", "lined_up", "sides"]
+__all__ = ["Feedback", "check_separable", "imitated", "judged", "lined_up", "sides", "together"]
 
 Feedback = Preferences | Rated | Ranked
 
@@ -37,6 +37,11 @@ def sides(batch: Feedback) -> list[Sequences]:
     raise TypeError(f"the batch must be Preferences, Rated or Ranked, not {type(batch).__name__}")
 
 
+def together(every: list[Sequences]) -> Sequences:
+    """All sequences of some sides, side after side."""
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
+
+
 def lined_up(batch: Feedback) -> tuple[Sequences, jax.Array]:
     """All sequences of a batch, side after side, and which judgements are no padding.
 
@@ -44,8 +49,7 @@ def lined_up(batch: Feedback) -> tuple[Sequences, jax.Array]:
         ``Sequences`` of ``S * B`` rows, and ``bool[B]``.
     """
     every = sides(batch)
-    rows = jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
-    return rows, jnp.any(every[0].response_mask, axis=-1)
+    return together(every), jnp.any(every[0].response_mask, axis=-1)
 
 
 def check_separable(batch: Feedback | Packed, accumulate: int) -> None:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax.algorithms.common import row_keys
-from rlhf_jax.algorithms.feedback import Feedback, sides
+from rlhf_jax.algorithms.feedback import Feedback, sides, together
 from rlhf_jax.sequences import last_token, token_log_probs
 from rlhf_jax.types import FactoredLogits, Key, Packed, Preferences, Ranked, Rated, Sequences
 
@@ -81,9 +81,7 @@ def laid_out(
     packed = batch if isinstance(batch, Packed) else None
     batch = batch if packed is None else _unpacked(packed)
     every = sides_of(batch)
-    text = every[0]
-    if len(every) > 1:
-        text = jax.tree.map(lambda *parts: jnp.concatenate(parts), *every)
+    text = every[0] if len(every) == 1 else together(every)
     return Laid(batch, text, text if packed is None else packed.rows, packed)
 
 
