@@ -171,7 +171,7 @@ def main() -> None:
     for name in ("prompts", "group", "prompt-len", "response-len", "max-steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
     asked, turns = parser.parse_args(), Turns()
-    mesh = jax.make_mesh((1, 1), ("fsdp", "tp"))
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
     (grpo if asked.task == "grpo" else dpo)(asked, mesh, turns)
 
 
