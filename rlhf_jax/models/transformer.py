@@ -159,11 +159,14 @@ class Block(nn.Module):
         h = norm("mlp_norm")(x)
         activation = _ACTIVATIONS[config.activation]
         inner = partial(dense, config.intermediate_size, use_bias=config.mlp_bias)
+        # Kept for the backward pass are the products alone. To compute the rest again takes less
+        # than to write and read it.
+        again = partial(jax.checkpoint, prevent_cse=False)
         if config.gated_mlp:
-            gate = activation(inner(name="gate")(h))
-            h = gate * inner(name="up")(h)
+            gate = inner(name="gate")(h)
+            h = again(lambda gate, up: activation(gate) * up)(gate, inner(name="up")(h))
         else:
-            h = activation(inner(name="up")(h))
+            h = again(activation)(inner(name="up")(h))
         h = dense(config.hidden_size, use_bias=config.mlp_bias, name="down")(h)
         return x + (norm("mlp_post_norm")(h) if config.post_norms else h), (keys, values)
 
