@@ -292,12 +292,23 @@ class Decoder(NamedTuple):
         apply: a ``CachedLogitsFn``.
         vocab_size: ``V``.
         max_length: the most tokens, prompt and response together, that the model can read.
+        fork: ``(cache, samples, length) -> cache``, in which ``samples`` neighbouring rows continue
+            each row of the other by up to ``length`` tokens. Without it the prompts of several
+            samples are read once for each.
+        refill: ``(cache, slots[N], source, rows[N]) -> cache``, where slots of one that was forked
+            with ``samples=1`` begin anew as rows of a source; ``sampling.refilling_sampler`` needs
+            it. A slot that there is not is left out.
+        prepare: ``(params, cache) -> (params, cache)``, forked or not, as ``apply`` reads them
+            fastest many times over; made once a call.
     """
 
     init_cache: Callable[[int, int], PyTree]
     apply: CachedLogitsFn
     vocab_size: int
     max_length: int
+    fork: Callable[[PyTree, int, int], PyTree] | None = None
+    refill: Callable[[PyTree, jax.Array, PyTree, jax.Array], PyTree] | None = None
+    prepare: Callable[[Params, PyTree], tuple[Params, PyTree]] = lambda *both: both
 
 
 # params, tokens[B, T], mask[B, T] -> logits[B, T, V]; entry t predicts token t + 1.
@@ -315,8 +326,8 @@ ValueFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
 RewardFn = Callable[[Params, Sequences], jax.Array]
 # params, first, second (Sequences of B rows) -> probability[B] that the first is preferred
 JudgeFn = Callable[[Params, Sequences, Sequences], jax.Array]
-# params, prompts of B rows, keys[B] -> B sequences with log_probs: the P columns of the prompts,
-# and the responses behind them
+# params, prompts of B rows, keys[B * K] -> B * K sequences with log_probs, K neighbours a prompt:
+# the P columns of the prompts, and the responses behind them
 SampleFn = Callable[[Params, Prompts, Key], Sequences]
 # chosen[B], rejected[B] -> loss[B]; with a third argument, tied[B], for data with ties
 PreferenceLoss = Callable[..., jax.Array]

@@ -43,7 +43,8 @@ def sample_fn(params, prompts, keys):
     first, second = (jax.nn.log_softmax(params[name]) for name in ("first", "second"))
     ends = jnp.cumsum(jnp.exp(distribution(params)))
     drawn = jax.random.key_data(keys)[:, 1] / 2.0**32
-    drawn = jnp.where(prompts.tokens[:, 0] > 0, 1.0, drawn)  # another prompt has one answer
+    prompt = jnp.repeat(prompts.tokens[:, 0], len(keys) // len(prompts.tokens))
+    drawn = jnp.where(prompt > 0, 1.0, drawn)  # another prompt has one answer
     sampled = answers(jnp.sum(ends[:-1] <= drawn[:, None], axis=1))
     _, x, y = sampled.tokens.T
     return sampled.replace(log_probs=jnp.stack([0.0 * first[x], first[x], second[x, y]], axis=1))

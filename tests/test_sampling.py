@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import models, sampling, sequences
+from rlhf_jax.sampling import draws
 from rlhf_jax.types import Prompts
 
 EOS = 7
@@ -152,8 +153,9 @@ def test_a_response_longer_than_the_context_is_refused():
     sample = partial(sampling.sampler(decoder, max_new_tokens=7), PARAMS, PROMPTS)
     with pytest.raises(ValueError, match="prompts of 4 and responses of 7 tokens make 11, but"):
         sample(KEYS)
-    with pytest.raises(ValueError, match="one key a prompt"):
-        sampling.sampler(decoder, max_new_tokens=6)(PARAMS, PROMPTS, KEYS[:2])
+    for wrong in (KEYS[:2], KEYS[:0], jnp.tile(KEYS, 2)[:6], KEYS[:, None]):
+        with pytest.raises(ValueError, match="as many for each prompt: 4 prompts, keys of shape"):
+            sampling.sampler(decoder, max_new_tokens=6)(PARAMS, PROMPTS, wrong)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 7, 64, 200])
@@ -161,8 +163,11 @@ def test_draws_never_hit_what_has_no_probability(vocabulary):
     weights = jnp.where(jnp.arange(vocabulary) % 3 == vocabulary // 2 % 3, 1.0, 0.0)
     weights = weights.at[vocabulary // 2].set(0.5)
     keys = jax.random.split(jax.random.key(0), 20_000)
-    log_probs = jnp.log(weights / weights.sum()) * jnp.ones([20_000, 1])
-    counts = np.bincount(sampling._categorical(keys, log_probs), minlength=vocabulary)
+    logits = 3 + jnp.log(weights) * jnp.ones([20_000, 1])  # which need not be normalised
+    drawn, log_probs = draws.categorical(keys, logits)
+    expected = jnp.log(weights / weights.sum())[drawn]
+    np.testing.assert_allclose(log_probs, expected, atol=1e-5)
+    counts = np.bincount(drawn, minlength=vocabulary)
     assert len(counts) == vocabulary
     assert (counts[np.asarray(weights) == 0] == 0).all()
     np.testing.assert_allclose(counts / 20_000, weights / weights.sum(), atol=0.015)

@@ -194,10 +194,11 @@ def inverse_rl(
         actor = actor.policy if isinstance(actor, ActorCritic) else actor
         reference = whole_reference(state.frozen.reference, actor)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _OPPONENTS)
-        asked = jax.tree.map(lambda x: jnp.repeat(x, samples_per_prompt, axis=0), batch.prompts)
-        samples = sample_fn(actor, asked, row_keys(key, asked.tokens.shape[0], axis_name))
-        real = jnp.any(asked.mask, axis=-1, keepdims=True)
-        samples = samples.replace(response_mask=samples.response_mask & real)
+        asked = batch.prompts
+        keys = row_keys(key, asked.tokens.shape[0] * samples_per_prompt, axis_name)
+        samples = sample_fn(actor, asked, keys)
+        real = jnp.repeat(jnp.any(asked.mask, axis=-1), samples_per_prompt)
+        samples = samples.replace(response_mask=samples.response_mask & real[:, None])
 
         def log_ratios(rows: Sequences) -> jax.Array:
             ours, theirs = (

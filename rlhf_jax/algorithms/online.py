@@ -60,11 +60,11 @@ def _init(optimizer, trainable):
     return init
 
 
-def _answers(sample_fn, params, prompts, key, axis_name) -> Sequences:
-    """An answer to each prompt; that to a padding prompt is padding."""
-    keys = row_keys(key, prompts.tokens.shape[0], axis_name)
+def _answers(sample_fn, params, prompts, key, axis_name, samples=1) -> Sequences:
+    """So many answers to each prompt; those to a padding prompt are padding."""
+    keys = row_keys(key, prompts.tokens.shape[0] * samples, axis_name)
     answers = sample_fn(params, prompts, keys)
-    real = jnp.any(prompts.mask, axis=-1)
+    real = jnp.repeat(jnp.any(prompts.mask, axis=-1), samples)
     return answers.replace(response_mask=answers.response_mask & real[:, None])
 
 
@@ -112,8 +112,7 @@ def online_dpo(
 
     def step(state: TrainState, prompts: Prompts) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.key, state.step)
-        twice = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=0), prompts)
-        answers = _answers(sample_fn, state.params, twice, key, axis_name)
+        answers = _answers(sample_fn, state.params, prompts, key, axis_name, samples=2)
         first, second = (jax.tree.map(lambda x, n=n: x[n::2], answers) for n in (0, 1))
         probability = judge_fn(state.frozen.judge, first, second)
         swap = probability < 0.5

@@ -272,10 +272,9 @@ def policy_gradient(
         policy = policy_of(state.params)
         reference = whole_reference(state.frozen.reference, policy)
         state = state.replace(frozen=state.frozen._replace(reference=reference))
-        answered = jax.tree.map(lambda x: jnp.repeat(x, samples_per_prompt, axis=0), prompts)
-        keys = row_keys(key, answered.tokens.shape[0], axis_name)
-        sequences: Sequences = sample_fn(policy, answered, keys)
-        valid = jnp.any(answered.mask, axis=-1)
+        keys = row_keys(key, prompts.tokens.shape[0] * samples_per_prompt, axis_name)
+        sequences: Sequences = sample_fn(policy, prompts, keys)
+        valid = jnp.repeat(jnp.any(prompts.mask, axis=-1), samples_per_prompt)
         mask = sequences.response_mask & valid[:, None]
         sequences = sequences.replace(response_mask=mask)
         old_log_probs = jnp.where(mask, sequences.log_probs, 0)

@@ -2,6 +2,7 @@
 
 from rlhf_jax.models import lora
 from rlhf_jax.models.attention import RopeScaling
+from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.hashed import CLAUSE_ENDS, NEGATIONS, hashed_model
 from rlhf_jax.models.heads import (
@@ -17,17 +18,15 @@ from rlhf_jax.models.heads import (
     trunk_scores,
     value_model,
 )
+from rlhf_jax.models.layouts import join_layers, split_layers
 from rlhf_jax.models.ngrams import NgramModel, ngram_model
 from rlhf_jax.models.nnx import from_nnx
 from rlhf_jax.models.raters import RaterScale, rater_scale
 from rlhf_jax.models.resources import activation_bytes, choose_remat, compute_dtype
 from rlhf_jax.models.transformer import (
-    KVCache,
     LanguageModel,
     Transformer,
-    join_layers,
     language_model,
-    split_layers,
 )
 
 __all__ = [

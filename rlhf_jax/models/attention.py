@@ -7,11 +7,24 @@ https://arxiv.org/abs/2004.05150
 
 import dataclasses
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-__all__ = ["RopeScaling", "attend", "near", "rotary_frequencies", "rotate"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "KeyBlock",
+    "RopeScaling",
+    "attend",
+    "near",
+    "rotary_frequencies",
+    "rotate",
+]
+
+# Of attention.
+IMPLEMENTATIONS = ("auto", "einsum", "xla", "cudnn")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,53 +174,104 @@ def near(query_positions: jax.Array, key_positions: jax.Array, window: int) -> j
     return query_positions[:, :, None] - key_positions[:, None, :] < window
 
 
+class KeyBlock(NamedTuple):
+    """Keys and values that lie together, and what is seen of them.
+
+    Attributes:
+        keys: ``dtype[N, G, T, D]``, where ``N`` divides ``B``: each row is read by ``B / N``
+            neighbouring rows of queries.
+        values: ``dtype[N, G, T, D]``.
+        seen: ``bool[B, S, T]``, true where a query may see a key.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    seen: jax.Array
+
+
 def attend(
     queries: jax.Array,
-    keys: jax.Array,
-    values: jax.Array,
-    seen: jax.Array,
-    past: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    blocks: Sequence[KeyBlock],
     *,
     scale: float,
     softcap: float | None = None,
+    implementation: str = "auto",
 ) -> jax.Array:
-    r"""Attention over ``S`` new tokens and, if there are any, ``C`` cached ones.
+    r"""Attention of ``S`` queries to the keys of one block or more.
 
     .. math:: o_s = \sum_t \operatorname{softmax}_t(c \tanh(a \, q_s \cdot k_t / c)) \, v_t
 
-    The two kinds of score are computed apart and normalised together, so the cache is read where
-    it lies and neither copied nor concatenated.
+    The scores of several blocks are computed apart and normalised together, so that a cache is read
+    where it lies and neither copied nor concatenated.
 
     Args:
-        queries: ``dtype[B, S, H, D]``.
-        keys: ``dtype[B, S, G, D]``, where ``G`` divides ``H``.
-        values: ``dtype[B, S, G, D]``.
-        seen: ``bool[B, S, S]``, true where a query may see a key.
-        past: cached keys and values ``dtype[B, C, G, D]`` and what is seen of them,
-            ``bool[B, S or 1, C]``.
+        queries: ``dtype[B, S, H, D]``, where ``H`` is a multiple of the blocks' ``G``.
+        blocks: what they look at, of the queries' dtype or one that is cast to it.
         scale: ``a``.
         softcap: ``c``, which no score goes beyond; ``None`` leaves them as they are.
+        implementation: ``"einsum"``, of plain products; ``"xla"`` or ``"cudnn"``, of
+            ``jax.nn.dot_product_attention``, for one block without soft cap (others are plain);
+            ``"auto"``, ``"cudnn"`` where there is a GPU and the shapes and dtype allow, or plain.
 
     Returns:
         ``dtype[B, S, H * D]``. A query that sees nothing gets some finite mean.
     """
     batch, new, heads, width = queries.shape
-    kv_heads = keys.shape[2]
-    grouped = queries.reshape(batch, new, kv_heads, heads // kv_heads, width)
+    fused = len(blocks) == 1 and softcap is None and blocks[0].keys.shape[0] == batch
+    if implementation == "auto":
+        implementation = "cudnn" if fused and _cudnn_can(queries, blocks[0]) else "einsum"
+    if fused and implementation != "einsum":
+        keys, values = (x.swapaxes(1, 2).astype(queries.dtype) for x in blocks[0][:2])
+        mixed = jax.nn.dot_product_attention(
+            queries,
+            keys,
+            values,
+            mask=blocks[0].seen[:, None],
+            scale=scale,
+            implementation=implementation,
+        )
+        return mixed.reshape(batch, new, heads * width)
 
-    def scores(over: jax.Array, seen: jax.Array) -> jax.Array:
-        raw = jnp.einsum("bskgd,btkd->bkgst", grouped, over, preferred_element_type=jnp.float32)
-        raw *= scale
+    groups = blocks[0].keys.shape[1]
+    grouped = queries.reshape(batch, new, groups, heads // groups, width)
+
+    def shared(x: jax.Array, block: KeyBlock) -> jax.Array:
+        """``[B, ...]`` as ``[N, B / N, ...]``."""
+        rows = block.keys.shape[0]
+        return x.reshape(rows, batch // rows, *x.shape[1:])
+
+    def scores(block: KeyBlock) -> jax.Array:
+        raw = jnp.einsum(
+            "nksgmd,ngtd->nkgsmt",
+            shared(grouped, block),
+            block.keys.astype(queries.dtype),
+            preferred_element_type=jnp.float32,
+        )
+        raw = raw.reshape(batch, groups, new, heads // groups, -1) * scale
         if softcap is not None:
             raw = softcap * jnp.tanh(raw / softcap)
-        return jnp.where(seen[:, None, None], raw, jnp.finfo(jnp.float32).min)
+        return jnp.where(block.seen[:, None, :, None], raw, jnp.finfo(jnp.float32).min)
 
-    weights = scores(keys, seen)
-    if past is not None:
-        past_keys, past_values, past_seen = past
-        weights = jnp.concatenate([scores(past_keys, past_seen), weights], axis=-1)
-    weights = jax.nn.softmax(weights, axis=-1).astype(values.dtype)
-    mixed = jnp.einsum("bkgst,btkd->bskgd", weights[..., -new:], values)
-    if past is not None:
-        mixed += jnp.einsum("bkgst,btkd->bskgd", weights[..., :-new], past_values)
-    return mixed.reshape(batch, new, heads * width)
+    weights = jnp.concatenate([scores(block) for block in blocks], axis=-1)
+    weights = jax.nn.softmax(weights, axis=-1).astype(queries.dtype)
+    mixed, start = 0, 0
+    for block in blocks:
+        end = start + block.keys.shape[2]
+        part = shared(weights[..., start:end], block)
+        product = jnp.einsum("nkgsmt,ngtd->nksgmd", part, block.values.astype(queries.dtype))
+        mixed, start = mixed + product.reshape(batch, new, heads * width), end
+    return mixed
+
+
+def _cudnn_can(queries: jax.Array, block: KeyBlock) -> bool:
+    """Whether cuDNN's attention takes these arrays, here."""
+    _, new, _, width = queries.shape
+    return (
+        jax.default_backend() == "gpu"
+        and queries.dtype in (jnp.bfloat16, jnp.float16)
+        and width % 8 == 0
+        and width <= 128
+        # Those of the backward pass must be even.
+        and new % 2 == 0
+        and block.keys.shape[2] % 2 == 0
+    )

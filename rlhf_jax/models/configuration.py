@@ -4,7 +4,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from rlhf_jax.models.attention import RopeScaling
+from rlhf_jax.models.attention import IMPLEMENTATIONS, RopeScaling
 
 __all__ = ["ACTIVATIONS", "NORMS", "REMAT_POLICIES", "TransformerConfig"]
 
@@ -63,6 +63,12 @@ class TransformerConfig:
         local_rope_theta: ``rope_theta`` of the layers that slide, which are not scaled then.
         num_top_layers: how many of the last layers have their parameters apart, under
             ``"top_layers"``, to be trained without the others.
+        attention: how it is computed (``models.attention.attend``): ``"einsum"``, ``"xla"``,
+            ``"cudnn"``, or ``"auto"``, which is cuDNN's on a GPU where it can.
+        cache_dtype: of the keys and values that generation keeps; by default ``dtype``.
+        unrolled_decoding: whether generation takes the layers apart, once a call, instead of
+            looping over them. On a CPU long responses of few rows are faster so; it costs a second
+            copy of the layers and a compilation that takes longer the deeper the model is.
     """
 
     vocab_size: int
@@ -98,6 +104,9 @@ class TransformerConfig:
     sliding_layers: tuple[bool, ...] | None = None
     local_rope_theta: float | None = None
     num_top_layers: int = 0
+    attention: str = "auto"
+    cache_dtype: jnp.dtype | None = None
+    unrolled_decoding: bool = False
 
     def __post_init__(self):
         if self.num_heads % self.num_kv_heads:
@@ -111,7 +120,11 @@ class TransformerConfig:
             )
         if self.resolved_head_dim % 2 and not self.learned_positions:
             raise ValueError(f"head_dim must be even for rotary positions: {self.head_dim}")
-        for name, known in (("norm", NORMS), ("activation", ACTIVATIONS)):
+        for name, known in (
+            ("norm", NORMS),
+            ("activation", ACTIVATIONS),
+            ("attention", IMPLEMENTATIONS),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(
                     f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}"
@@ -142,6 +155,11 @@ class TransformerConfig:
     def resolved_head_dim(self) -> int:
         """The width of a head, given or derived."""
         return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def resolved_cache_dtype(self) -> jnp.dtype:
+        """Of the keys and values that generation keeps, given or derived."""
+        return self.dtype if self.cache_dtype is None else self.cache_dtype
 
     @property
     def resolved_query_scale(self) -> float:

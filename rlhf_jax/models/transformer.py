@@ -19,12 +19,14 @@ from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.models.attention import attend, near, rotary_frequencies, rotate
+from rlhf_jax.models import cache as caches
+from rlhf_jax.models import layouts
+from rlhf_jax.models.attention import KeyBlock, attend, near, rotary_frequencies, rotate
+from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
 from rlhf_jax.sequences import positions, segmented
@@ -36,9 +38,7 @@ __all__ = [
     "LanguageModel",
     "Transformer",
     "TransformerConfig",
-    "join_layers",
     "language_model",
-    "split_layers",
 ]
 
 _ACTIVATIONS = {
@@ -49,36 +49,20 @@ _ACTIVATIONS = {
 }
 
 
-@flax.struct.dataclass
-class KVCache:
-    """Keys and values of the tokens read so far.
-
-    Attributes:
-        keys: ``dtype[L, B, C, num_kv_heads, head_dim]``, rotated.
-        values: ``dtype[L, B, C, num_kv_heads, head_dim]``.
-        mask: ``bool[B, C]``, true where a real token was read.
-        length: ``int32[]``, how many of the ``C`` columns are filled.
-    """
-
-    keys: jax.Array
-    values: jax.Array
-    mask: jax.Array
-    length: jax.Array
-
-
 class _Context(NamedTuple):
     """What all layers are told of the tokens: where each is, and what it may see.
 
-    ``seen`` and ``near`` are ``bool[B, S, T]`` of the new tokens among themselves, and ``past_*``
-    of those in the cache; ``near`` and ``past_near`` are of the layers that slide.
+    ``seen`` and ``near`` are ``bool[B, S, T]``: of the tokens among themselves, or of the columns
+    of the cache into which they go; ``before`` and ``before_near`` of what the cache continues.
+    ``near`` and ``before_near`` are of the layers that slide.
     """
 
     positions: jax.Array
     seen: jax.Array
     near: jax.Array | None = None
     cache: KVCache | None = None
-    past_seen: jax.Array | None = None
-    past_near: jax.Array | None = None
+    before: jax.Array | None = None
+    before_near: jax.Array | None = None
 
 
 def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) -> _Context:
@@ -94,13 +78,12 @@ def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) 
     if cache is None:
         close = None if window is None else seen & near(places, places, window)
         return _Context(places, seen, close)
-    places += jnp.sum(cache.mask, axis=-1, keepdims=True)
-    past_seen = cache.mask[:, None, :]
-    if window is None:
-        return _Context(places, seen, None, cache, past_seen)
-    close = seen & near(places, places, window)
-    past_close = past_seen & near(places, positions(cache.mask), window)
-    return _Context(places, seen, close, cache, past_seen, past_close)
+    cache, places = caches.marked(cache, mask)
+    seen, close = caches.seen_by(places, cache, window)
+    if cache.prefix is None:
+        return _Context(places, seen, close, cache)
+    before = caches.seen_by(places, cache.prefix, window)
+    return _Context(places, seen, close, cache, *before)
 
 
 class _RMSNormFromOne(nn.Module):
@@ -152,7 +135,8 @@ class Block(nn.Module):
             queries, keys = norm("query_norm")(queries), norm("key_norm")(keys)
         if not config.learned_positions:
             queries, keys = self.rotated(queries, keys, layer, context)
-        h = self.attended(queries, keys, values, layer, context)
+        keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
+        h, read = self.attended(queries, keys, values, layer, context)
         h = dense(config.hidden_size, use_bias=config.attention_out_bias, name="attention_out")(h)
         x = x + (norm("attention_post_norm")(h) if config.post_norms else h)
 
@@ -168,7 +152,7 @@ class Block(nn.Module):
         else:
             h = again(activation)(inner(name="up")(h))
         h = dense(config.hidden_size, use_bias=config.mlp_bias, name="down")(h)
-        return x + (norm("mlp_post_norm")(h) if config.post_norms else h), (keys, values)
+        return x + (norm("mlp_post_norm")(h) if config.post_norms else h), read
 
     def slides(self, layer):
         """Whether this layer does: looked up, as it is one program for all of them."""
@@ -185,24 +169,38 @@ class Block(nn.Module):
 
     def attended(self, queries, keys, values, layer, context):
         config, cache = self.config, context.cache
-        seen, past_seen = context.seen, context.past_seen
-        if config.sliding_window is not None:
-            slides = self.slides(layer)
-            seen = jnp.where(slides, context.near, seen)
-            past_seen = None if cache is None else jnp.where(slides, context.past_near, past_seen)
-        past = None if cache is None else (cache.keys[layer], cache.values[layer], past_seen)
+
+        def visible(seen, near):
+            if config.sliding_window is None:
+                return seen
+            return jnp.where(self.slides(layer), near, seen)
+
+        read = keys, values
+        if cache is not None:
+            keys = caches.insert(cache.keys[layer], keys, cache.length, 2)
+            values = caches.insert(cache.values[layer], values, cache.length, 2)
+            if isinstance(cache.keys, tuple):  # They are written where they lie.
+                read = keys, values
+        blocks = [KeyBlock(keys, values, visible(context.seen, context.near))]
+        if cache is not None and (prefix := cache.prefix) is not None:
+            seen = visible(context.before, context.before_near)
+            blocks.insert(0, KeyBlock(prefix.keys[layer], prefix.values[layer], seen))
         scale = config.resolved_query_scale
         if config.rope_scaling is not None:
             scale *= config.rope_scaling.resolved_attention_factor**2
-        return attend(
-            queries, keys, values, seen, past, scale=scale, softcap=config.attention_softcap
-        )
+        settings = {"softcap": config.attention_softcap, "implementation": config.attention}
+        return attend(queries, blocks, scale=scale, **settings), read
 
 
 class Transformer(nn.Module):
-    """Tokens to the last hidden state. ``(tokens, mask, cache) -> (hidden, keys and values)``."""
+    """Tokens to the last hidden state. ``(tokens, mask, cache) -> (hidden, keys and values)``.
+
+    ``unrolled``: each layer's parameters are by themselves, ``layers_0`` and so on, and so are its
+    keys and values, as ``layouts.prepared`` makes them, instead of being stacked.
+    """
 
     config: TransformerConfig
+    unrolled: bool = False
 
     def setup(self):
         config = self.config
@@ -223,7 +221,9 @@ class Transformer(nn.Module):
                 (config.hidden_size, config.vocab_size),
                 config.param_dtype,
             )
-        if config.num_top_layers < config.num_layers:
+        if self.unrolled:
+            self.layers = [Block(config) for _ in range(config.num_layers)]
+        elif config.num_top_layers < config.num_layers:
             self.layers = self.stack(config.num_layers - config.num_top_layers)
         if config.num_top_layers:
             self.top_layers = self.stack(config.num_top_layers)
@@ -255,7 +255,7 @@ class Transformer(nn.Module):
 
         Returns:
             The hidden state ``dtype[B, S, hidden_size]`` and the new tokens' keys and values, each
-            ``dtype[L, B, S, num_kv_heads, head_dim]``.
+            ``dtype[L, B, num_kv_heads, S, head_dim]``.
         """
         context = _context(self.config, mask, cache)
         hidden, below = self.lower(tokens, context)
@@ -274,6 +274,12 @@ class Transformer(nn.Module):
         if config.learned_positions:
             hidden += self.position_embed(context.positions)
         count = config.num_layers - config.num_top_layers
+        if self.unrolled:
+            read = []
+            for number, layer in enumerate(self.layers):
+                hidden, new = layer(hidden, number, context)
+                read.append(new)
+            return hidden, tuple(zip(*read, strict=True))
         return self.layers(hidden, jnp.arange(count), context) if count else (hidden, None)
 
     def upper(self, hidden, context):
@@ -330,13 +336,14 @@ def language_model(config: TransformerConfig) -> LanguageModel:
     (1, 3, 16)
     """
     module = Transformer(config)
-    # The same numbers in either layout.
+    # The same numbers in each layout.
     whole = Transformer(dataclasses.replace(config, num_top_layers=0))
+    unrolled = whole.clone(unrolled=True)
 
     @jax.jit  # Op by op, the initialisation of a deep model takes many times as long.
     def init(key: Key) -> Params:
         tokens, mask = jnp.zeros([1, 2], jnp.int32), jnp.ones([1, 2], bool)
-        return split_layers(whole.init(key, tokens, mask)["params"], config.num_top_layers)
+        return layouts.split_layers(whole.init(key, tokens, mask)["params"], config.num_top_layers)
 
     def applied(method: str) -> Callable[..., jax.Array]:
         # Jitted for those who call it op by op: they would trace and compile the scan at each call.
@@ -373,70 +380,23 @@ def language_model(config: TransformerConfig) -> LanguageModel:
 
     def init_cache(batch_size: int, length: int) -> KVCache:
         check_length(length)
-        width = (config.num_kv_heads, config.resolved_head_dim)
-        empty = jnp.zeros((config.num_layers, batch_size, length, *width), config.dtype)
-        return KVCache(empty, empty, jnp.zeros([batch_size, length], bool), jnp.int32(0))
+        width = config.resolved_head_dim
+        shape = (config.num_layers, batch_size, config.num_kv_heads, length, width)
+        return caches.empty(shape, config.resolved_cache_dtype)
 
     def apply(params: Params, tokens: jax.Array, mask: jax.Array, cache: KVCache):
-        hidden, (keys, values) = module.apply({"params": params}, tokens, mask, cache)
-        start = cache.length
-        cache = KVCache(
-            jax.lax.dynamic_update_slice_in_dim(cache.keys, keys, start, axis=2),
-            jax.lax.dynamic_update_slice_in_dim(cache.values, values, start, axis=2),
-            jax.lax.dynamic_update_slice_in_dim(cache.mask, mask, start, axis=1),
-            start + tokens.shape[1],
-        )
+        apart = isinstance(cache.keys, tuple)
+        reader = unrolled if apart else module
+        hidden, (keys, values) = reader.apply({"params": params}, tokens, mask, cache)
+        marked, _ = caches.marked(cache, mask)
+        if not apart:
+            keys = caches.insert(cache.keys, keys, cache.length, 3)
+            values = caches.insert(cache.values, values, cache.length, 3)
+        cache = marked.replace(keys=keys, values=values, length=cache.length + tokens.shape[1])
         return multiplied_out(factored(params, hidden[:, -1])), cache
 
-    decoder = Decoder(init_cache, apply, config.vocab_size, config.max_length)
+    size = config.vocab_size, config.max_length
+    decoder = Decoder(
+        init_cache, apply, *size, caches.fork, caches.refill, partial(layouts.prepared, config)
+    )
     return LanguageModel(init, logits_fn, factored_logits_fn, decoder, config, trunk_fn, top_fn)
-
-
-def split_layers(params: Params, top: int) -> Params:
-    """Parameters of a transformer as those of one with ``num_top_layers=top``.
-
-    Args:
-        params: with ``"layers"``, in one piece.
-        top: how many of the last layers go under ``"top_layers"``; 0 changes nothing.
-
-    Returns:
-        The same numbers in the other layout.
-
-    Raises:
-        ValueError: they are split already, or have fewer layers.
-
-    >>> params = split_layers({"layers": {"bias": jnp.arange(3)}}, 1)
-    >>> {name: stack["bias"].tolist() for name, stack in params.items()}
-    {'layers': [0, 1], 'top_layers': [2]}
-    """
-    if "layers" not in params or "top_layers" in params:
-        raise ValueError(f"params must have layers and no top_layers, not {', '.join(params)}")
-    count = jax.tree.leaves(params["layers"])[0].shape[0]
-    if not 0 <= top <= count:
-        raise ValueError(f"top must be from 0 to {count}, the number of layers, not {top}")
-    rest = {name: value for name, value in params.items() if name != "layers"}
-    if top < count:
-        rest["layers"] = jax.tree.map(lambda x: x[: count - top] if top else x, params["layers"])
-    if top:
-        rest["top_layers"] = jax.tree.map(lambda x: x[count - top :], params["layers"])
-    return rest
-
-
-def join_layers(params: Params) -> Params:
-    """Parameters of a transformer as those of one with ``num_top_layers=0``.
-
-    Args:
-        params: in either layout.
-
-    Returns:
-        The same numbers, all layers under ``"layers"``.
-
-    >>> split = {"layers": {"bias": jnp.arange(2)}, "top_layers": {"bias": jnp.array([2])}}
-    >>> join_layers(split)["layers"]["bias"].tolist()
-    [0, 1, 2]
-    """
-    stacks = [params[name] for name in ("layers", "top_layers") if name in params]
-    rest = {name: value for name, value in params.items() if name != "top_layers"}
-    if len(stacks) == 2:
-        stacks = [jax.tree.map(lambda *x: jnp.concatenate(x), *stacks)]
-    return rest | {"layers": stacks[0]}

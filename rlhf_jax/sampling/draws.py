@@ -1,0 +1,134 @@
+"""Draws of the next token: tempered, truncated, and in few passes over the vocabulary."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax.types import Key
+
+__all__ = ["DrawFn", "drawer", "filter_logits"]
+
+# keys[B], index[] or [B], logits[B, V] -> tokens int32[B] and their log-probs float32[B]
+DrawFn = Callable[[Key, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+def filter_logits(
+    logits: jax.Array,
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> jax.Array:
+    r"""Log-probabilities of the next token after tempering and truncation.
+
+    Args:
+        logits: ``float[B, V]``.
+        temperature: divides the logits; 0 leaves only the most likely token.
+        top_k: keep the ``k`` most likely tokens (and those tied with the last of them).
+        top_p: then keep the smallest set of most likely tokens whose probability reaches ``p``
+            (and those tied with the last of them).
+
+    Returns:
+        ``float32[B, V]`` in nats, normalised; minus infinity for what was cut.
+
+    Reference: nucleus sampling, Holtzman et al. 2020, https://arxiv.org/abs/1904.09751
+
+    >>> logits = jnp.log(jnp.array([[0.5, 0.3, 0.2]]))
+    >>> jnp.exp(filter_logits(logits, top_p=0.7)).tolist()
+    [[0.625, 0.375, 0.0]]
+    """
+    logits = logits.astype(jnp.float32)
+    if temperature == 0:
+        best = jnp.argmax(logits, axis=-1, keepdims=True)
+        return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
+    log_probs = jax.nn.log_softmax(logits / temperature)
+    if top_k is not None and top_k < logits.shape[-1]:
+        least = jax.lax.top_k(log_probs, top_k)[0][..., -1:]
+        log_probs = jax.nn.log_softmax(jnp.where(log_probs >= least, log_probs, -jnp.inf))
+    if top_p is not None and top_p < 1:
+        ordered = jnp.sort(log_probs, axis=-1, descending=True)
+        before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        log_probs = jax.nn.log_softmax(jnp.where(log_probs >= least, log_probs, -jnp.inf))
+    return log_probs
+
+
+def drawer(temperature: float, top_k: int | None, top_p: float | None) -> DrawFn:
+    """Builds the function that draws token ``index`` of sequences with keys of their own.
+
+    Each draws with ``fold_in(key, index)``: what it says does not depend on who else is in the
+    batch, in which order, or on which device.
+
+    Args:
+        temperature: what the logits are divided by; 0 takes the most likely token.
+        top_k: as of ``filter_logits``.
+        top_p: as of ``filter_logits``.
+
+    Returns:
+        A ``DrawFn``.
+
+    Raises:
+        ValueError: if a setting is impossible.
+    """
+    if temperature < 0:
+        raise ValueError(f"temperature must not be negative: {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k must be at least 1, not {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+
+    def draw(keys: Key, index: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = logits.astype(jnp.float32)
+        if temperature == 0:
+            best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return best, jnp.zeros(best.shape, jnp.float32)
+        if top_k is not None or top_p is not None:
+            logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
+        else:
+            logits = logits / temperature
+        index = jnp.broadcast_to(index, keys.shape)
+        return categorical(jax.vmap(jax.random.fold_in)(keys, index), logits)
+
+    return draw
+
+
+def categorical(keys: Key, logits: jax.Array, *, columns: int = 64) -> tuple[jax.Array, jax.Array]:
+    """Draws from the softmax of ``logits[B, V]`` by inverting its cumulative distribution.
+
+    One uniform a row, where ``jax.random.categorical`` draws one for every token of the vocabulary:
+    on a CPU, 40 times as fast for 8,192 tokens. The sum is taken in two levels, over blocks and
+    within the block that is hit, which is faster again and adds up fewer roundings. Nothing is
+    normalised but the log-probability of the token that is drawn.
+
+    Args:
+        keys: ``[B]``.
+        logits: ``float32[B, V]``; minus infinity is never drawn.
+        columns: tokens in a block.
+
+    Returns:
+        The tokens, ``int32[B]``, and their log-probabilities, ``float32[B]`` in nats.
+    """
+    batch, vocabulary = logits.shape
+    blocks = -(-vocabulary // columns)
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.pad(jnp.exp(logits - largest), ((0, 0), (0, blocks * columns - vocabulary)))
+    weights = weights.reshape(batch, blocks, columns)
+    totals = jnp.sum(weights, axis=-1)
+    total = jnp.sum(totals, axis=-1)
+    target = jax.vmap(jax.random.uniform)(keys) * total
+
+    def invert(weights: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The entry into which ``target`` falls, and how far into it."""
+        cumulative = jnp.cumsum(weights, axis=-1)
+        index = jnp.sum(cumulative <= target[:, None], axis=-1)
+        # Where rounding puts the target behind the end: the last entry that is not 0.
+        index = jnp.minimum(index, jnp.argmax(cumulative, axis=-1))
+        before = jnp.take_along_axis(cumulative - weights, index[:, None], axis=-1)[:, 0]
+        return index, target - before
+
+    block, rest = invert(totals, target)
+    column, _ = invert(jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0], rest)
+    tokens = (block * columns + column).astype(jnp.int32)
+    drawn = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    return tokens, drawn - largest[:, 0] - jnp.log(total)
