@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -181,16 +180,15 @@ def _policy(config: Config, model, optimizer) -> Work:
     algorithm = built(sample)
     state = algorithm.init(params, key)
     policy = params.policy if config.task == "ppo" else params
-    repeated = jax.tree.map(lambda x: jnp.repeat(x, config.group, axis=0), batch(0))
     keys = jax.random.split(key, config.sequences)
-    rows = jax.jit(sample)(policy, repeated, keys)
+    rows = jax.jit(sample)(policy, batch(0), keys)
     given = built(lambda params, prompts, keys: rows)
     return Work(
         algorithm,
         state,
         batch,
         {
-            "generate": (sample, (policy, repeated, keys)),
+            "generate": (sample, (policy, batch(0), keys)),
             "reference": (_reference(config, model), (policy, rows.tokens, rows.mask)),
             "all but generate": (given.step, (state, batch(0))),
         },
