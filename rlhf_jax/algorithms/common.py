@@ -23,6 +23,7 @@ __all__ = [
     "Objective",
     "Term",
     "advance",
+    "all_finite",
     "check_stacked",
     "cut",
     "descended",
@@ -33,6 +34,7 @@ __all__ = [
     "row_keys",
     "rows_mean",
     "updated",
+    "updated_if_finite",
 ]
 
 
@@ -238,6 +240,31 @@ def updated(
     return optax.apply_updates(params, updates), opt_state
 
 
+def all_finite(metrics: Metrics) -> jax.Array:
+    """Whether a step with these metrics counts: ``bool[]``."""
+    return jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
+
+
+@partial(jax.jit, static_argnums=0)  # For those who take a step op by op: traced only once.
+def updated_if_finite(
+    optimizer: optax.GradientTransformation,
+    gradient: PyTree,
+    params: Params,
+    opt_state: PyTree,
+    metrics: Metrics,
+) -> tuple[Params, PyTree]:
+    """``updated``, or what there was if a metric is not finite.
+
+    To choose between two results element by element would take as long again as the optimiser, and
+    copies of its moments: both old and new must be there at once.
+    """
+    return jax.lax.cond(
+        all_finite(metrics),
+        lambda: updated(optimizer, gradient, params, opt_state),
+        lambda: (params, opt_state),
+    )
+
+
 def advance(
     state: TrainState,
     metrics: Metrics,
@@ -246,6 +273,7 @@ def advance(
     opt_state: PyTree,
     extra: PyTree = (),
     watched: Metrics | None = None,
+    checked: bool = False,
 ) -> tuple[TrainState, Metrics]:
     """The next state; if a metric is not finite, the old one with the step counted as skipped.
 
@@ -256,20 +284,26 @@ def advance(
         opt_state: after the step.
         extra: after the step.
         watched: further metrics, which may be what they like.
+        checked: whether ``params`` and ``opt_state`` are of ``updated_if_finite``, by the same
+            metrics.
 
     Returns:
         The state after the step and the metrics, as ``float32[]``.
     """
-    finite = jnp.all(jnp.stack([jnp.isfinite(value) for value in metrics.values()]))
-    old = (state.params, state.opt_state, state.extra)
-    kept = jax.tree.map(
-        lambda after, before: before if after is before else jnp.where(finite, after, before),
-        (params, opt_state, extra),
-        old,
-    )
+    finite = all_finite(metrics)
+
+    def kept(after: PyTree, before: PyTree) -> PyTree:
+        return jax.tree.map(lambda a, b: b if a is b else jnp.where(finite, a, b), after, before)
+
+    if not checked:
+        params, opt_state = kept((params, opt_state), (state.params, state.opt_state))
     skipped = jnp.where(finite, 0, state.skipped + 1)
     state = state.replace(
-        step=state.step + 1, params=kept[0], opt_state=kept[1], extra=kept[2], skipped=skipped
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        extra=kept(extra, state.extra),
+        skipped=skipped,
     )
     metrics = metrics | (watched or {}) | {"skipped": skipped}
     return state, {name: value.astype(jnp.float32) for name, value in metrics.items()}
@@ -307,5 +341,6 @@ def descended(
         batch=batch,
         accumulate=accumulate,
     )
-    trained, opt_state = updated(optimizer, gradient, trained, state.opt_state)
-    return advance(state, metrics, params=trees.join(trained, rest), opt_state=opt_state)
+    trained, opt_state = updated_if_finite(optimizer, gradient, trained, state.opt_state, metrics)
+    params = trees.join(trained, rest)
+    return advance(state, metrics, params=params, opt_state=opt_state, checked=True)

@@ -18,6 +18,7 @@ from rlhf_jax.algorithms.common import (
     row_keys,
     rows_mean,
     updated,
+    updated_if_finite,
 )
 from rlhf_jax.algorithms.experience import (
     Adapted,
@@ -339,15 +340,10 @@ def policy_gradient(
         )
         return experience, adapted, metrics, divided(seen, axis_name)
 
-    def update(
-        carry: tuple[Params, PyTree],
-        batch: Experience,
-        rest: Params,
-        coefficient: jax.Array,
-        start: int,
-    ):
-        """One optimiser step on one minibatch."""
-        trained, opt_state = carry
+    def gradient_of(
+        trained: Params, batch: Experience, rest: Params, coefficient: jax.Array, start: int
+    ) -> tuple[PyTree, Metrics]:
+        """Of one minibatch, and what it measures."""
 
         def objective(trained, batch):
             params = trees.join(trained, rest)
@@ -376,10 +372,7 @@ def policy_gradient(
             moved = jax.lax.stop_gradient(log_probs - batch.old_log_probs)
             return terms, {"update_kl": token_mean(jnp.expm1(moved) - moved, mask)}
 
-        gradient, metrics = gradients(
-            objective, trained, axis_name, batch=batch, accumulate=accumulate
-        )
-        return updated(optimizer, gradient, trained, opt_state), metrics
+        return gradients(objective, trained, axis_name, batch=batch, accumulate=accumulate)
 
     def step(state: TrainState, batch: Prompts) -> tuple[TrainState, Metrics]:
         rows = batch.tokens.shape[0] * samples_per_prompt
@@ -391,17 +384,25 @@ def policy_gradient(
         trained, rest = split_trainable(state.params, trainable)
         experience, adapted, metrics, watched = explore(state, batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
-        coefficient, start = state.extra.kl_coefficient, _response_start(batch, experience)
+        others = (rest, state.extra.kl_coefficient, _response_start(batch, experience))
+
+        def update(carry, minibatch):
+            gradient, metrics = gradient_of(carry[0], minibatch, *others)
+            return updated(optimizer, gradient, *carry), metrics
 
         def epoch(carry, index):
             cut = minibatches_of(experience, jax.random.fold_in(key, index), minibatches, axis_name)
-            return jax.lax.scan(lambda c, b: update(c, b, rest, coefficient, start), carry, cut)
+            return jax.lax.scan(update, carry, cut)
 
-        carry = (trained, state.opt_state)
-        (trained, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
-        metrics |= jax.tree.map(jnp.mean, history)
-        params = trees.join(trained, rest)
-        after = {"params": params, "opt_state": opt_state, "extra": adapted}
-        return advance(state, metrics, **after, watched=watched)
+        carry, once = (trained, state.opt_state), epochs * minibatches == 1
+        if once:
+            gradient, history = gradient_of(trained, experience, *others)
+            metrics |= history
+            trained, opt_state = updated_if_finite(optimizer, gradient, *carry, metrics)
+        else:
+            (trained, opt_state), history = jax.lax.scan(epoch, carry, jnp.arange(epochs))
+            metrics |= jax.tree.map(jnp.mean, history)
+        after = {"params": trees.join(trained, rest), "opt_state": opt_state, "extra": adapted}
+        return advance(state, metrics, **after, watched=watched, checked=once)
 
     return Algorithm(init, step)

@@ -46,7 +46,10 @@ class Dense(nn.Dense):
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """``x W``, and ``s (x A) B`` as two thin products: no matrix of ``W``'s size is made."""
-        outputs = super().__call__(inputs)
+        # As rows and not [B, T, ...]: XLA's CPU backend makes transposed copies of a gradient of
+        # three axes before it multiplies.
+        rows = inputs.reshape(-1, inputs.shape[-1])
+        outputs = super().__call__(rows).reshape(*inputs.shape[:-1], self.features)
         if not self.has_variable("params", "lora_a"):
             return outputs
         a, b, scale = (self.get_variable("params", name) for name in _LEAVES)

@@ -145,11 +145,14 @@ class Block(nn.Module):
         h = norm("mlp_norm")(x)
         activation = _ACTIVATIONS[config.activation]
         inner = partial(dense, config.intermediate_size, use_bias=config.mlp_bias)
+        # Kept for the backward pass are the products alone. To compute the rest again takes less
+        # than to write and read it.
+        again = partial(jax.checkpoint, prevent_cse=False)
         if config.gated_mlp:
-            gate = activation(inner(name="gate")(h))
-            h = gate * inner(name="up")(h)
+            gate = inner(name="gate")(h)
+            h = again(lambda gate, up: activation(gate) * up)(gate, inner(name="up")(h))
         else:
-            h = activation(inner(name="up")(h))
+            h = again(activation)(inner(name="up")(h))
         h = dense(config.hidden_size, use_bias=config.mlp_bias, name="down")(h)
         x = x + (norm("mlp_post_norm")(h) if config.post_norms else h)
         return placed(x, "rows"), read
@@ -345,6 +348,12 @@ def language_model(config: TransformerConfig) -> LanguageModel:
         tokens, mask = jnp.zeros([1, 2], jnp.int32), jnp.ones([1, 2], bool)
         return layouts.split_layers(whole.init(key, tokens, mask)["params"], config.num_top_layers)
 
+    def applied(method: str) -> Callable[..., jax.Array]:
+        # Jitted for those who call it op by op: they would trace and compile the scan at each call.
+        return jax.jit(lambda params, *read: module.apply({"params": params}, *read, method=method))
+
+    trunk, top = applied("trunk"), applied("top")
+
     def unembedding(params: Params) -> jax.Array:
         return params["embed"]["embedding"].T if config.tie_embeddings else params["unembed"]
 
@@ -354,13 +363,13 @@ def language_model(config: TransformerConfig) -> LanguageModel:
 
     def trunk_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         check_length(tokens.shape[1])
-        return module.apply({"params": params}, tokens, mask, method="trunk")
+        return trunk(params, tokens, mask)
 
     def factored(params: Params, hidden: jax.Array) -> FactoredLogits:
         return FactoredLogits(hidden, unembedding(params), config.logit_softcap)
 
     def top_fn(params: Params, hidden: jax.Array, mask: jax.Array) -> FactoredLogits:
-        return factored(params, module.apply({"params": params}, hidden, mask, method="top"))
+        return factored(params, top(params, hidden, mask))
 
     def factored_logits_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> FactoredLogits:
         return top_fn(params, trunk_fn(params, tokens, mask), mask)
