@@ -161,9 +161,11 @@ class Run:
                 ),
             ]
             stack.pop_all()  # from here on fit closes them
+            begins = [state]
+            del state, found  # fit copies it; held on to here, it would take its memory to the end
             fitted = training.fit(
                 algorithm,
-                state,
+                begins.pop(),
                 batches,
                 steps=steps,
                 chunk=chunk,
