@@ -261,12 +261,30 @@ def test_what_to_install_is_said(monkeypatch):
             planning.topology(name).devices()
 
 
-def test_heads_that_are_not_cut_are_noted():
-    found = planning.plan(
-        **SMALL, algorithm="dpo", topology="cpu:4", mesh="tensor=4", compile=False
-    )
+def test_what_is_worth_knowing_is_noted():
+    settings = {**SMALL, "topology": "cpu:4", "compile": False}
+    found = planning.plan(**settings, algorithm="dpo", mesh="tensor=4")
     assert "does not divide the 2 heads of keys" in found.notes[0]
     assert found.notes[0] in found.table()
+    (note,) = planning.plan(**settings, algorithm="rloo", mesh="fsdp=2,tensor=2").notes
+    assert "every generated token puts the policy together over fsdp=2" in note
+
+
+def test_the_fewest_chips():
+    settings = {"algorithm": "dpo", **SMALL, "prompt_length": 64, "response_length": 64}
+    workload = planning.Workload(**settings)
+    one = planning.plan(**settings, topology="cpu:1", compile=False)
+    found, where, axes = planning.smallest(workload, "cpu", memory_gib=one.total / 2**30)
+    assert (found.accumulate, where.name, axes) == (1, "cpu:1", {"data": 1, "fsdp": 1, "tensor": 1})
+    tight = 0.9 * one.total / 2**30  # an eighth of the rows at a time is enough
+    found, where, _ = planning.smallest(workload, "cpu", memory_gib=tight)
+    assert (found.accumulate, where.name) == (2, "cpu:1")
+    found, where, axes = planning.smallest(workload, "cpu", memory_gib=one.total / 2**30 / 20)
+    assert where.chips > 1
+    best = planning.plan(found, topology=where, mesh=axes, compile=False)
+    assert best.fits
+    again = planning.plan(**settings, topology="cpu", memory_gib=tight, compile=False)
+    assert (again.topology, again.workload.accumulate) == ("cpu:1", 2)
 
 
 def test_a_compiled_plan_has_the_compilers_numbers():

@@ -175,6 +175,12 @@ def plan(
     seen = found is not None and not found.refused
     weights = parts["parameters"] * axes["fsdp"] * workload.dtype.dtype.itemsize
     weights /= workload.param_dtype.dtype.itemsize
+    if workload.on_policy and axes["fsdp"] > 1:
+        notes.append(
+            f"every generated token puts the policy together over fsdp={axes['fsdp']}, "
+            f"{weights / GIB:.2f} GiB a chip, {workload.response_length} times a step; what tensor "
+            "cuts stays where it is"
+        )
     result = Plan(
         workload=workload,
         topology=where.name,
