@@ -214,7 +214,9 @@ def _where(given: str | Topology, memory_gib: float | None) -> Topology:
 def _read(parts: dict[str, int], found: Compiled, limit: float) -> tuple[dict[str, int], float]:
     """The parts with what the compiler says, in which the cache is among the temporaries."""
     held = sum(size for name, size in parts.items() if name not in ("cache", "temporaries"))
-    # Of a refused program only the sum may be known.
-    rest = found.arguments + found.temporaries - held
+    if found.together is not None:
+        rest = found.together - held
+    else:
+        rest = found.temporaries + (0 if found.arguments is None else found.arguments - held)
     cache = min(parts["cache"], max(rest, 0))
     return parts | {"cache": cache, "temporaries": max(rest - cache, 0)}, found.limit or limit
