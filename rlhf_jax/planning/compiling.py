@@ -12,7 +12,11 @@ from rlhf_jax.planning.programs import Program
 
 __all__ = ["Compiled", "compiled", "exhausted", "sent", "traffic"]
 
+# Of all, or of the temporaries alone, which are then too much by themselves.
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+_TEMPORARIES = re.compile(
+    r"temporaries \(([\d.]+)([KMGT]?)\) exceeds available HBM \(([\d.]+)([KMGT]?)\)"
+)
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -21,15 +25,17 @@ class Compiled:
     """What a compiler says of a step, for one chip.
 
     Attributes:
-        arguments: bytes of state and batch.
-        temporaries: bytes besides, at once, the cache included.
+        arguments: bytes of state and batch; ``None`` where it does not say.
+        temporaries: bytes besides, at once, the cache included; likewise.
+        together: bytes of both, where it says no more.
         limit: bytes that it allows, where it says so, as it does when they do not suffice.
         collectives: what the chips send each other; empty where the program was refused.
         refused: whether it did not fit.
     """
 
-    arguments: int
-    temporaries: int
+    arguments: int | None
+    temporaries: int | None
+    together: int | None = None
     limit: int | None = None
     collectives: tuple[Collective, ...] = ()
     refused: bool = False
@@ -74,18 +80,25 @@ def exhausted(message: str) -> Compiled | None:
 
     >>> text = "RESOURCE_EXHAUSTED: Ran out of memory. Used 17.96G of 15.75G hbm."
     >>> refusal = exhausted(text)
-    >>> round(refusal.temporaries / 2**30, 2), round(refusal.limit / 2**30, 2)
+    >>> round(refusal.together / 2**30, 2), round(refusal.limit / 2**30, 2)
     (17.96, 15.75)
     """
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     used = _USED.search(message)
-    if used is None:
-        return None
-    needed, limit = (float(used[n]) * _UNITS[used[n + 1]] for n in (1, 3))
-    given = re.search(r"arguments +([\d.]+)([KMGT]?)B?\b", message)
-    arguments = float(given[1]) * _UNITS[given[2]] if given else 0
-    return Compiled(int(arguments), int(needed - arguments), int(limit), refused=True)
+    if used is not None:
+        together, limit = _pair(used)
+        return Compiled(None, None, together, limit, refused=True)
+    temporaries = _TEMPORARIES.search(message)
+    if temporaries is not None:
+        size, limit = _pair(temporaries)
+        return Compiled(None, size, limit=limit, refused=True)
+    return None
+
+
+def _pair(found: re.Match) -> tuple[int, int]:
+    """Two sizes in bytes."""
+    return tuple(int(float(found[n]) * _UNITS[found[n + 1]]) for n in (1, 3))
 
 
 def traffic(collectives: Iterable[Collective]) -> dict[str, tuple[int, int]]:

@@ -132,9 +132,10 @@ def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -
     phases = {"update": sum(update.values())}
     again = 0
     if workload.on_policy:
-        # The step may undo its updates, and so keeps what it began with.
-        again = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(program.state.opt_state))
-        again = (again + trained * wide) / whole
+        if workload.resolved_epochs * workload.minibatches > 1:
+            # Only after the last is known whether to undo them: it keeps what it began with.
+            state = jax.tree.leaves(program.state.opt_state)
+            again = (sum(x.size * x.dtype.itemsize for x in state) + trained * wide) / whole
         words = 2 * sequences * length * block // tensor * 4
         phases["score"] = reading + gathered + words
         new = workload.prompt_length

@@ -175,6 +175,12 @@ def plan(
     seen = found is not None and not found.refused
     weights = parts["parameters"] * axes["fsdp"] * workload.dtype.dtype.itemsize
     weights /= workload.param_dtype.dtype.itemsize
+    if workload.on_policy and axes["fsdp"] > 1:
+        notes.append(
+            f"every generated token puts the policy together over fsdp={axes['fsdp']}, "
+            f"{weights / GIB:.2f} GiB a chip, {workload.response_length} times a step; what tensor "
+            "cuts stays where it is"
+        )
     result = Plan(
         workload=workload,
         topology=where.name,
@@ -208,7 +214,9 @@ def _where(given: str | Topology, memory_gib: float | None) -> Topology:
 def _read(parts: dict[str, int], found: Compiled, limit: float) -> tuple[dict[str, int], float]:
     """The parts with what the compiler says, in which the cache is among the temporaries."""
     held = sum(size for name, size in parts.items() if name not in ("cache", "temporaries"))
-    # Of a refused program only the sum may be known.
-    rest = found.arguments + found.temporaries - held
+    if found.together is not None:
+        rest = found.together - held
+    else:
+        rest = found.temporaries + (0 if found.arguments is None else found.arguments - held)
     cache = min(parts["cache"], max(rest, 0))
     return parts | {"cache": cache, "temporaries": max(rest - cache, 0)}, found.limit or limit
