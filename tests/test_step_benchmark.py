@@ -176,8 +176,14 @@ def test_a_table_of_ratios_shares_and_verdicts(tmp_path, monkeypatch):
             "wanted": compare.verdicts(name, seen, 1.0),
         }
 
-    monkeypatch.setattr(compare, "play", instead)
-    compare.main(compare.Config(run_dir=tmp_path / "run", only=("grpo/tiny",)))
+    def play(config, name, log):
+        if name == "dpo/toy":
+            raise RuntimeError("tunix ended")
+        return instead(config, name, log)
+
+    monkeypatch.setattr(compare, "play", play)
+    with pytest.raises(RuntimeError, match="without dpo/toy, which failed"):
+        compare.main(compare.Config(run_dir=tmp_path / "run", only=("dpo/toy", "grpo/tiny")))
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| grpo/tiny | trl, 2 threads | 8.000 | 1.00 | 4.00 (3.00-7.00) | 12% |" in report
     assert "| grpo/tiny | times as fast as tunix | 3.50 | 2.00 | missed |" in report
