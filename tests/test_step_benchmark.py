@@ -163,7 +163,9 @@ def test_a_table_of_ratios_shares_and_verdicts(tmp_path, monkeypatch):
         ("share of the limit", 0.5, False),
     ]
 
-    def instead(config, name, log):
+    def play(config, name, log):
+        if name == "dpo/toy":
+            raise RuntimeError("tunix ended")
         rows = {
             who: compare.summary(times, seen["rlhf_jax"], 1.0)
             | {"asked": "step 2" if who == "trl" else "step", "first_step_s": 9.0}
@@ -175,11 +177,6 @@ def test_a_table_of_ratios_shares_and_verdicts(tmp_path, monkeypatch):
             "parts_s": {"update": 1.0},
             "wanted": compare.verdicts(name, seen, 1.0),
         }
-
-    def play(config, name, log):
-        if name == "dpo/toy":
-            raise RuntimeError("tunix ended")
-        return instead(config, name, log)
 
     monkeypatch.setattr(compare, "play", play)
     with pytest.raises(RuntimeError, match="without dpo/toy, which failed"):

@@ -293,10 +293,10 @@ def main(config: Config) -> None:
         except RuntimeError as error:  # One of them ended: the other cases are still worth having.
             failed[name] = str(error)
             print(f"{name} failed: {error}\n", flush=True)
-            continue
+        else:
+            print(markdown(results[-1:]) + "\n", flush=True)
         run.write_json("result.json", {"cases": results, "failed": failed})
         (run.folder / "report.md").write_text(markdown(results) + "\n", encoding="utf-8")
-        print(markdown(results[-1:]) + "\n", flush=True)
     if "curve" in config.only:
         run.write_json("curve.json", curve.measured(run.folder))
     if failed:
