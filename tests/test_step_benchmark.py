@@ -163,7 +163,9 @@ def test_a_table_of_ratios_shares_and_verdicts(tmp_path, monkeypatch):
         ("share of the limit", 0.5, False),
     ]
 
-    def instead(config, name, log):
+    def play(config, name, log):
+        if name == "dpo/toy":
+            raise RuntimeError("tunix ended")
         rows = {
             who: compare.summary(times, seen["rlhf_jax"], 1.0)
             | {"asked": "step 2" if who == "trl" else "step", "first_step_s": 9.0}
@@ -176,8 +178,9 @@ def test_a_table_of_ratios_shares_and_verdicts(tmp_path, monkeypatch):
             "wanted": compare.verdicts(name, seen, 1.0),
         }
 
-    monkeypatch.setattr(compare, "play", instead)
-    compare.main(compare.Config(run_dir=tmp_path / "run", only=("grpo/tiny",)))
+    monkeypatch.setattr(compare, "play", play)
+    with pytest.raises(RuntimeError, match="without dpo/toy, which failed"):
+        compare.main(compare.Config(run_dir=tmp_path / "run", only=("dpo/toy", "grpo/tiny")))
     report = (tmp_path / "run" / "report.md").read_text()
     assert "| grpo/tiny | trl, 2 threads | 8.000 | 1.00 | 4.00 (3.00-7.00) | 12% |" in report
     assert "| grpo/tiny | times as fast as tunix | 3.50 | 2.00 | missed |" in report

@@ -91,11 +91,14 @@ class Contestant:
 
     def close(self) -> None:
         """End the process."""
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(timeout=30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
 
 
 def busy_seconds(stat: str | None = None) -> float:
@@ -283,14 +286,21 @@ def main(config: Config) -> None:
     for name in cases:
         case_of(name)  # Names what is wrong before an hour has gone.
     run = rj.runs.start(config.run_dir, config, overwrite=config.overwrite)
-    results = []
+    results, failed = [], {}
     for name in cases:
-        results.append(play(config, name, run.folder / "log.txt"))
-        run.write_json("result.json", {"cases": results})
+        try:
+            results.append(play(config, name, run.folder / "log.txt"))
+        except RuntimeError as error:  # One of them ended: the other cases are still worth having.
+            failed[name] = str(error)
+            print(f"{name} failed: {error}\n", flush=True)
+        else:
+            print(markdown(results[-1:]) + "\n", flush=True)
+        run.write_json("result.json", {"cases": results, "failed": failed})
         (run.folder / "report.md").write_text(markdown(results) + "\n", encoding="utf-8")
-        print(markdown(results[-1:]) + "\n", flush=True)
     if "curve" in config.only:
         run.write_json("curve.json", curve.measured(run.folder))
+    if failed:
+        raise RuntimeError(f"written to {run.folder} without {', '.join(failed)}, which failed")
     print(f"written to {run.folder}")
 
 
