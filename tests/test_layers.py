@@ -16,8 +16,8 @@ LAYERS = [
         "measures",
         "rewards",
     },
-    {"humans", "judges", "queries", "models", "sampling", "algorithms", "worlds"},
-    {"data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
+    {"humans", "judges", "queries", "models", "sampling", "algorithms"},
+    {"worlds", "pipeline", "data", "parallel", "checkpoint", "training", "callbacks", "evaluation"},
     {"pretrained"},
     {"report", "runs"},
 ]

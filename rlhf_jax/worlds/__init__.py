@@ -1,5 +1,6 @@
 """Small worlds in which everything is known: what people want, and what is optimal."""
 
+from rlhf_jax.worlds.bandit import Bandit, bandit
 from rlhf_jax.worlds.comparisons import (
     BradleyTerryFit,
     bradley_terry_preferences,
@@ -31,11 +32,13 @@ from rlhf_jax.worlds.tabular import (
 
 __all__ = [
     "MDP",
+    "Bandit",
     "BradleyTerryFit",
     "MaxEntFit",
     "SoftSolution",
     "Solution",
     "Trajectories",
+    "bandit",
     "bradley_terry_preferences",
     "combination_lock",
     "fit_bradley_terry",
