@@ -93,8 +93,9 @@ def algorithm(
     Returns:
         An ``Algorithm``. ``init(Learners(policy, reward), key, **frozen)`` takes the parameters;
         ``frozen`` is for the policy's ``init`` (a ``reference``, say). The state's ``params`` are
-        ``Learners`` of states, its ``extra`` is the feedback remembered. ``step(state, batch)``
-        looks at no batch: ``None`` will do. Metrics: the means over the round of the policy's and
+        ``Learners`` of states, its ``extra`` is the feedback remembered, ``[memory, ...]``.
+        ``step(state, batch)`` looks at no batch: ``None`` will do, and ``np.int32`` as the
+        ``batches`` of ``training.fit``. Metrics: the means over the round of the policy's and
         the reward model's, as ``policy_kl`` or ``reward_loss``; ``labels``, the answers had so far;
         and what ``measure`` returns.
 
