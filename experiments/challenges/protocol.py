@@ -170,13 +170,18 @@ def run(challenge: Challenge, config: Config) -> dict[str, Any]:
     return result
 
 
+def numbers(claim: dict[str, Any]) -> Interval:
+    """The interval of a claim as it is in ``result.json``."""
+    found = claim["measured"]
+    return Interval(**found) if isinstance(found, dict) else Interval(*found)
+
+
 def table(result: dict[str, Any]) -> Table:
     """The claims of a result, for the terminal."""
     title = f"{result['section']} {result['slug']}: {result['verdict']}"
     shown = Table("claim", "measured", "verdict", title=title, caption=result["claim"])
     for claim in result["claims"]:
-        measured = Interval(*claim["measured"])
-        words = "{:.3g} [{:.3g}, {:.3g}]".format(*measured)
+        words = "{:.3g} [{:.3g}, {:.3g}]".format(*numbers(claim))
         shown.add_row(claim["text"], words, claim["verdict"])
     return shown
 

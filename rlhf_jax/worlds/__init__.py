@@ -9,6 +9,7 @@ from rlhf_jax.worlds.comparisons import (
     win_rates,
 )
 from rlhf_jax.worlds.finite import tilt, tilt_value
+from rlhf_jax.worlds.language import TokenLanguage, token_language, word_values
 from rlhf_jax.worlds.maxent import (
     MaxEntFit,
     SoftSolution,
@@ -37,6 +38,7 @@ __all__ = [
     "MaxEntFit",
     "SoftSolution",
     "Solution",
+    "TokenLanguage",
     "Trajectories",
     "bandit",
     "bradley_terry_preferences",
@@ -52,8 +54,10 @@ __all__ = [
     "soft_value_iteration",
     "tilt",
     "tilt_value",
+    "token_language",
     "trajectory_log_probs",
     "value_iteration",
     "visits",
     "win_rates",
+    "word_values",
 ]
