@@ -1,6 +1,13 @@
 """Feedback: what people say about texts, in every form, and what follows from one for another."""
 
-from rlhf_jax.feedback.batches import decided, preferences, ranked, rated, token_rewards
+from rlhf_jax.feedback.batches import (
+    decided,
+    preferences,
+    ranked,
+    rated,
+    to_batch,
+    token_rewards,
+)
 from rlhf_jax.feedback.conversions import (
     averaged,
     comparison_from_correction,
@@ -52,5 +59,6 @@ __all__ = [
     "rating_from_steps",
     "segment_labels",
     "step_labels",
+    "to_batch",
     "token_rewards",
 ]

@@ -12,10 +12,19 @@ import numpy as np
 
 from rlhf_jax import checks
 from rlhf_jax.feedback import common
-from rlhf_jax.feedback.forms import Comparison, Label, Pairs, Ranking, Rating, Spans, Steps
+from rlhf_jax.feedback.forms import (
+    Comparison,
+    Feedback,
+    Label,
+    Pairs,
+    Ranking,
+    Rating,
+    Spans,
+    Steps,
+)
 from rlhf_jax.types import Preferences, PyTree, Ranked, Rated, Sequences
 
-__all__ = ["decided", "preferences", "ranked", "rated", "token_rewards"]
+__all__ = ["decided", "preferences", "ranked", "rated", "to_batch", "token_rewards"]
 
 
 def decided(pairs: Pairs, comparison: Comparison) -> tuple[PyTree, PyTree]:
@@ -200,6 +209,35 @@ def ranked(sequences: Sequences, ranking: Ranking) -> Ranked:
     valid = common.answered(ranking, shape[0])
     order = jnp.asarray(ranking.order, jnp.int32)
     return Ranked(_padded(sequences, valid), order, rater=ranking.rater)
+
+
+def to_batch(examples: PyTree, answer: Feedback) -> Preferences | Rated | Ranked:
+    """What was said of examples as a batch to learn from, whichever form it has.
+
+    Args:
+        examples: what was asked about: ``Pairs`` of ``Sequences`` for a comparison, ``Sequences``
+            ``[B, T]`` for a rating, a label, spans or steps, ``[B, N, T]`` for a ranking.
+        answer: the feedback.
+
+    Returns:
+        As of ``preferences`` (ties and what was not answered are padding), ``rated`` or ``ranked``.
+
+    Raises:
+        TypeError: if no batch can be made of such an answer.
+        ValueError: if examples and answer do not fit together.
+
+    >>> mask = jnp.ones([2, 1], bool)
+    >>> texts = Sequences(jnp.array([[5], [6]]), mask, mask)
+    >>> to_batch(texts, Rating(value=jnp.array([1.0, 2.0]))).ratings.tolist()
+    [1.0, 2.0]
+    """
+    if isinstance(answer, Comparison):
+        return preferences(examples, answer, keep_ties=False)
+    if isinstance(answer, Ranking):
+        return ranked(examples, answer)
+    if isinstance(answer, Rating | Label | Spans | Steps):
+        return rated(examples, answer)
+    raise TypeError(f"{type(answer).__name__} is no feedback to learn a reward from as it is")
 
 
 def token_rewards(

@@ -11,10 +11,19 @@ from matplotlib.figure import Figure
 
 from rlhf_jax.measures.calibration import Reliability
 
-__all__ = ["plot_diversity", "plot_overoptimisation", "plot_reliability", "plot_reward_model"]
+__all__ = [
+    "COLOURS",
+    "new_figure",
+    "plot_diversity",
+    "plot_overoptimisation",
+    "plot_reliability",
+    "plot_reward_model",
+    "save_figure",
+]
 
 # Distinguishable without colour vision (Okabe and Ito 2008).
 _BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+COLOURS = (_BLUE, _ORANGE, _GREEN, "#CC79A7", "#E69F00", "#56B4E9", _GREY)
 
 Rows = Sequence[Mapping[str, float]]
 
@@ -32,7 +41,7 @@ def plot_overoptimisation(rows: Rows, path: Path, *, budget: float | None = None
 
     Reference: Gao et al. 2022, figure 1, https://arxiv.org/abs/2210.10760
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = new_figure(2)
     distance = np.sqrt(np.maximum(_column(rows, "kl"), 0))
     for name, label, colour in (
         ("reward", "proxy: the reward model trained on", _BLUE),
@@ -50,7 +59,7 @@ def plot_overoptimisation(rows: Rows, path: Path, *, budget: float | None = None
     divergence = right.twinx()
     divergence.plot(_column(rows, "step"), _column(rows, "kl"), color=_GREY, ls="--", lw=1)
     divergence.set_ylabel("KL (nats a sequence, dashed)", color=_GREY)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_reward_model(
@@ -64,7 +73,7 @@ def plot_reward_model(
         path: the PNG to write.
         error: the expected calibration error.
     """
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = new_figure(2)
     names = list(accuracies)
     bars = left.barh(names, list(accuracies.values()), color=[_BLUE, _ORANGE, _GREEN][: len(names)])
     left.bar_label(bars, fmt="%.3f", padding=3)
@@ -73,7 +82,7 @@ def plot_reward_model(
     left.invert_yaxis()
     _reliability(right, {"": curve})
     right.set(title=f"calibration error {error:.3f}")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_reliability(
@@ -91,10 +100,10 @@ def plot_reliability(
     """
     if set(errors) != set(curves):
         raise ValueError(f"errors must be of {sorted(curves)}, not of {sorted(errors)}")
-    figure, (axis,) = _figure(1)
+    figure, (axis,) = new_figure(1)
     _reliability(axis, {f"{name}, error {errors[name]:.3f}": c for name, c in curves.items()})
     axis.legend(frameon=False, fontsize=8, loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_diversity(rows: Rows, path: Path, *, reference: Mapping[str, float]) -> None:
@@ -106,7 +115,7 @@ def plot_diversity(rows: Rows, path: Path, *, reference: Mapping[str, float]) ->
         reference: the reference policy's values under the same names, from the first step's samples
             or as many.
     """
-    figure, axes = _figure(2)
+    figure, axes = new_figure(2)
     for axis, name, label in (
         (axes[0], "length", "mean length (tokens)"),
         (axes[1], "distinct_2", "distinct bigrams (share)"),
@@ -116,7 +125,7 @@ def plot_diversity(rows: Rows, path: Path, *, reference: Mapping[str, float]) ->
         axis.set(xlabel="policy step", ylabel=label)
         axis.set_ylim(bottom=0)
         axis.legend(frameon=False, fontsize=8, loc="lower left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _reliability(axis: Axes, curves: Mapping[str, Reliability]) -> None:
@@ -130,19 +139,32 @@ def _reliability(axis: Axes, curves: Mapping[str, Reliability]) -> None:
     axis.set(xlabel="predicted preference for the first", ylabel="one rater prefers the first")
 
 
-def _figure(columns: int) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(4.8 * columns, 3.8), layout="constrained", dpi=120)
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+def new_figure(
+    columns: int = 1, *, width: float = 4.8, height: float = 3.8
+) -> tuple[Figure, list[Axes]]:
+    """An empty figure in the house's style, which needs no display.
+
+    Args:
+        columns: how many axes, side by side.
+        width: of each, in inches.
+        height: in inches.
+
+    Returns:
+        The figure and its axes.
+    """
+    made = Figure(figsize=(width * columns, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(made)
+    axes = list(made.subplots(1, columns, squeeze=False)[0])
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return made, axes
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure, as what the path's ending says; the folder is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
 
 
 def _column(rows: Rows, name: str) -> np.ndarray:
     return np.array([row[name] for row in rows])
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rlhf_jax.measures import Interval, RaterEffects, SuspectRaters
-from rlhf_jax.report.plots import _BLUE, _GREEN, _GREY, _ORANGE, _figure, _save
+from rlhf_jax.report.plots import _BLUE, _GREEN, _GREY, _ORANGE, new_figure, save_figure
 
 __all__ = ["plot_agreement", "plot_groups", "plot_rater_effects"]
 
@@ -31,7 +31,7 @@ def plot_agreement(
         path: the file to write.
         gaps: ``float[bins + 1]``, the bins' edges.
     """
-    figure, (left, middle, right) = _figure(3)
+    figure, (left, middle, right) = new_figure(3)
     for n, (group, intervals) in enumerate(measured.items()):
         settings = {"color": _COLOURS[n], "label": group, "ms": 4}
         estimate, low, high = np.array(list(intervals.values())).T
@@ -57,7 +57,7 @@ def plot_agreement(
     right.set_ylabel(f"same preference as {len(counts)} others' mean")
     right.set_title("(c) by how many raters are asked")
     right.grid(axis="y", lw=0.3)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_rater_effects(effects: RaterEffects, suspect: SuspectRaters, path: Path) -> None:
@@ -70,7 +70,7 @@ def plot_rater_effects(effects: RaterEffects, suspect: SuspectRaters, path: Path
         suspect: the same raters.
         path: the file to write.
     """
-    figure, axes = _figure(3)
+    figure, axes = new_figure(3)
     there = np.asarray(effects.count) > 0
     careless = np.asarray(suspect.careless)[there]
     share = careless.mean() if careless.size else 0.0
@@ -90,7 +90,7 @@ def plot_rater_effects(effects: RaterEffects, suspect: SuspectRaters, path: Path
     for letter, axis, name in zip("abc", axes, ("bias", "slope", "correlation"), strict=True):
         axis.set_title(f"({letter}) {name} of {len(careless):,} raters")
     axes[2].legend(frameon=False, fontsize=8, loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_groups(
@@ -106,7 +106,7 @@ def plot_groups(
             of the second group, ``float[R]``.
         path: the file to write.
     """
-    figure, axes = _figure(1 + len(members))
+    figure, axes = new_figure(1 + len(members))
     estimate, low, high = np.array(list(gains.values()), float).T
     height = np.arange(len(gains))
     spread = [estimate - low, high - estimate]
@@ -126,4 +126,4 @@ def plot_groups(
             xlabel="correlation with others' mean", ylabel="raters", title=f"({letter}) {name}"
         )
         axis.legend(frameon=False, fontsize=8, loc="upper left")
-    _save(figure, path)
+    save_figure(figure, path)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.measures import Interval
-from rlhf_jax.report.plots import _BLUE, _GREY, _ORANGE, _figure, _save
+from rlhf_jax.report.plots import _BLUE, _GREY, _ORANGE, new_figure, save_figure
 from rlhf_jax.report.transparency import table
 
 __all__ = ["plot_reward_models", "reward_model_tables", "reward_models_page"]
@@ -85,7 +85,7 @@ def plot_reward_models(
     transfer, size = np.asarray(transfer), len(domains)
     if transfer.shape != (size, size):
         raise ValueError(f"transfer must be [{size}, {size}], not {list(transfer.shape)}")
-    figure, (left, right) = _figure(2)
+    figure, (left, right) = new_figure(2)
     estimate, low, high = np.array(list(accuracies.values()), float).T
     height = np.arange(len(accuracies))
     spread = [estimate - low, high - estimate]
@@ -104,7 +104,7 @@ def plot_reward_models(
     right.set_yticks(range(size), domains)
     right.set(xlabel="judged in", ylabel="trained in", title="pair accuracy, equal training sizes")
     right.spines[:].set_visible(False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def reward_model_tables(result: Mapping[str, Any]) -> dict[str, list[Sequence[str]]]:

@@ -1,5 +1,6 @@
 """Small worlds in which everything is known: what people want, and what is optimal."""
 
+from rlhf_jax.worlds.bandit import Bandit, bandit
 from rlhf_jax.worlds.comparisons import (
     BradleyTerryFit,
     bradley_terry_preferences,
@@ -8,6 +9,7 @@ from rlhf_jax.worlds.comparisons import (
     win_rates,
 )
 from rlhf_jax.worlds.finite import tilt, tilt_value
+from rlhf_jax.worlds.language import TokenLanguage, token_language, word_values
 from rlhf_jax.worlds.maxent import (
     MaxEntFit,
     SoftSolution,
@@ -31,11 +33,14 @@ from rlhf_jax.worlds.tabular import (
 
 __all__ = [
     "MDP",
+    "Bandit",
     "BradleyTerryFit",
     "MaxEntFit",
     "SoftSolution",
     "Solution",
+    "TokenLanguage",
     "Trajectories",
+    "bandit",
     "bradley_terry_preferences",
     "combination_lock",
     "fit_bradley_terry",
@@ -49,8 +54,10 @@ __all__ = [
     "soft_value_iteration",
     "tilt",
     "tilt_value",
+    "token_language",
     "trajectory_log_probs",
     "value_iteration",
     "visits",
     "win_rates",
+    "word_values",
 ]
