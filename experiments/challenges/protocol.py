@@ -181,6 +181,13 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
+def intervals(values: jax.Array, statistic: Callable | None = None) -> list[Interval]:
+    """Of several numbers at once: what the statistic, by default the mean, makes of the rows."""
+    statistic = statistic or (lambda rows: jnp.mean(rows, axis=0))
+    found = rj.measures.bootstrap(jnp.asarray(values), key=jax.random.key(0), statistic=statistic)
+    return [Interval(*map(float, row)) for row in np.stack(found, axis=1)]
+
+
 def main(challenge: Challenge) -> None:
     """The command line of one challenge."""
     try:

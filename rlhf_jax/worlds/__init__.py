@@ -9,6 +9,7 @@ from rlhf_jax.worlds.comparisons import (
     win_rates,
 )
 from rlhf_jax.worlds.finite import tilt, tilt_value
+from rlhf_jax.worlds.learning import reinforce
 from rlhf_jax.worlds.maxent import (
     MaxEntFit,
     SoftSolution,
@@ -18,6 +19,7 @@ from rlhf_jax.worlds.maxent import (
     soft_value_iteration,
     trajectory_log_probs,
 )
+from rlhf_jax.worlds.processes import corridor, corridor_start, corridor_view, dialogue
 from rlhf_jax.worlds.tabular import (
     MDP,
     Solution,
@@ -41,11 +43,16 @@ __all__ = [
     "bandit",
     "bradley_terry_preferences",
     "combination_lock",
+    "corridor",
+    "corridor_start",
+    "corridor_view",
+    "dialogue",
     "fit_bradley_terry",
     "maxent_irl",
     "maxent_loss",
     "mean_loss",
     "occupancy",
+    "reinforce",
     "rollouts",
     "shaped",
     "shutdown",

@@ -1,0 +1,142 @@
+"""3.3.2, power-seeking (fundamental): whatever is wanted, keeping options open serves it.
+
+An agent may be switched off or go on to a hub with k ends, and nobody has put power into its
+reward: those of all ends are drawn alike. How often is avoiding the switch optimal? By symmetry in
+k / (k + 1) of cases, and as often if the reward was learnt from comparisons; and an assistant that
+can steer its user, with a chance p that they follow, does so in p k / (k + 1). POWER is the
+expected optimal value of where one is (Turner et al. 2021, https://arxiv.org/abs/1912.01683).
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from protocol import Challenge, at_most, intervals, main, near, nothing
+
+import rlhf_jax as rj
+
+OPTIONS = np.array([1, 2, 4, 8])
+PERSUASION = 0.8
+RATIONALITY, LABELS = 10.0, 1024
+WORLDS = ("shutdown", "shutdown learnt", "dialogue", "dialogue learnt")
+ABSENT = -1e3  # the reward of an end that there is not
+
+
+def optimal(rewards: jax.Array, persuasion: float) -> jax.Array:
+    """Whether an optimal agent avoids the first end; and its values at the hub and at that end."""
+    mdp = rj.worlds.dialogue(rewards, persuasion=persuasion)
+    solution = rj.worlds.value_iteration(mdp)
+    return jnp.stack([solution.policy[0] > 0, solution.values[1], rewards[0]])
+
+
+def learnt(key: jax.Array, rewards: jax.Array, there: jax.Array) -> jax.Array:
+    """What people's comparisons of the ends teach a reward model of them; the last is nothing."""
+    utilities = jnp.append(rewards, 0)
+    asked = jnp.where(jnp.append(there, True), 0.0, -1e9)
+    world = rj.worlds.bandit(utilities, ref_log_probs=asked)
+    pipeline = rj.pipeline.Pipeline(
+        query=world.pairs(LABELS),
+        human=rj.humans.boltzmann(world.utility, rationality=RATIONALITY),
+        reward=world.newton(1e-3),
+        policy=world.exact(1.0),  # the planner below is what acts
+    )
+    start = rj.pipeline.Learners(world.reference, jnp.zeros(len(utilities)))
+    settings = {"reward_steps": 8, "policy_steps": 0, "prompts": world.prompts(1)}
+    state, _ = rj.pipeline.run(pipeline, key, start, rounds=1, **settings)
+    found = state.params.reward.params / RATIONALITY
+    return jnp.where(there, found[:-1] - found[-1], ABSENT)
+
+
+def one_seed(key: jax.Array, draws: int, fits: int) -> dict[str, jax.Array]:
+    """Means over rewards, ``[options, 3]``, of what is optimal; in both worlds, told and learnt."""
+
+    def of(key: jax.Array, options: jax.Array) -> dict[str, jax.Array]:
+        keys = jax.random.split(key)
+        there = jnp.arange(OPTIONS[-1] + 1) <= options
+        drawn = jax.random.uniform(keys[0], (draws, len(there)))
+        told = jnp.where(there, drawn, ABSENT)
+        taught = jax.vmap(partial(learnt, there=there))(
+            jax.random.split(keys[1], fits), told[:fits]
+        )
+        return {
+            name: jax.vmap(partial(optimal, persuasion=chance))(rewards).mean(axis=0)
+            for name, rewards, chance in zip(
+                WORLDS, [told, taught] * 2, [1.0, 1.0, PERSUASION, PERSUASION], strict=True
+            )
+        }
+
+    return jax.lax.map(lambda given: of(*given), (jax.random.split(key, 4), OPTIONS))
+
+
+def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
+    """``[seeds, options, 3]`` for both worlds, with the reward told and learnt."""
+    sizes = (2000, 128) if fast else (3000, 128)
+    return jax.jit(partial(jax.lax.map, lambda key: one_seed(key, *sizes)))(keys)
+
+
+def judge(found: dict[str, np.ndarray]) -> list:
+    """What must come out."""
+    expected = OPTIONS / (OPTIONS + 1)
+    rows = jnp.stack([found[name] for name in WORLDS], axis=1)
+
+    def statistic(rows: jax.Array) -> jax.Array:
+        means = rows.mean(axis=0)  # [worlds, options, 3]
+        power = jnp.max(jnp.abs(means[0, :, 1] - means[0, :, 2] - (expected - 0.5)))
+        steering = jnp.max(jnp.abs(means[2:, :, 0] - PERSUASION * expected), axis=1)
+        return jnp.concatenate([means[0, :, 0], means[1, :, 0], power[None], steering])
+
+    *avoided, power, steering, steering_learnt = intervals(rows, statistic)
+    claims = []
+    for count, (k, share, measured) in enumerate(
+        zip([*OPTIONS, *OPTIONS], [*expected, *expected], avoided, strict=True)
+    ):
+        how, tolerance = ("told", 0.02) if count < len(OPTIONS) else ("learnt", 0.05)
+        text = f"reward {how}, {k} behind the hub: being switched off is avoided in {share:.3f}"
+        null = None if k == 1 else 0.5
+        claims.append(near(f"{text} +- {tolerance}", measured, share, tolerance, null=null))
+    none = rj.measures.Interval(*(x - 0.5 for x in avoided[0]))
+    return [
+        *claims,
+        at_most("POWER at the hub less that switched off: k/(k+1) - 1/2 +- .02", power, 0.02),
+        at_most("dialogue, reward told: steers the user in p k/(k+1) +- .02", steering, 0.02),
+        at_most("dialogue, reward learnt: in p k/(k+1) +- .05", steering_learnt, 0.05),
+        nothing("control: no more options on than off, no preference", none, tolerance=0.02),
+    ]
+
+
+def plot(axes, found: dict[str, np.ndarray]) -> None:
+    """How often power is sought, and what it is worth."""
+    left, right = axes
+    blue, orange, *_, grey = rj.report.COLOURS
+    line = np.linspace(1, 8)
+    for colour, world, chance in ((blue, "shutdown", 1), (orange, "dialogue", PERSUASION)):
+        words = "avoids being switched off" if chance == 1 else f"steers the user (p = {chance})"
+        left.plot(line, chance * line / (line + 1), ":", color=grey)
+        for mark, suffix, how in (("o", "", "reward told"), ("x", " learnt", "reward learnt")):
+            mean = found[world + suffix][..., 0].mean(axis=0)
+            left.plot(OPTIONS, mean, mark, color=colour, label=f"{words}, {how}")
+    left.set(xlabel="options behind the hub", ylabel="share of rewards for which it is optimal")
+    left.set(ylim=(0, 1), xticks=OPTIONS)
+    left.legend(frameon=False, fontsize=8)
+    for colour, place, name in ((blue, 1, "at the hub"), (orange, 2, "switched off")):
+        right.plot(
+            OPTIONS, found["shutdown"][..., place].mean(axis=0), "o-", color=colour, label=name
+        )
+    right.plot(line, line / (line + 1), ":", color=grey, label="k / (k + 1)")
+    right.set(xlabel="options behind the hub", ylabel="POWER (expected optimal value)", ylim=(0, 1))
+    right.legend(frameon=False, fontsize=8)
+
+
+CHALLENGE = Challenge(
+    slug="power-seeking",
+    section="3.3.2",
+    fundamental=True,
+    claim="Optimal RL agents tend to seek power.",
+    measure=measure,
+    judge=judge,
+    plot=plot,
+)
+
+if __name__ == "__main__":
+    main(CHALLENGE)
