@@ -8,7 +8,6 @@ mu, and nowhere if epsilon > 1 (performative prediction, Perdomo et al. 2020,
 https://arxiv.org/abs/2002.06673).
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +19,7 @@ import rlhf_jax as rj
 ANSWERS, FEATURES = 64, 512  # wide enough that an answer says little of the others
 BETA, ASKED, ROUNDS, STEPS, NOISE = 0.1, 32, 30, 20, 0.1
 SHIFTS = np.array([0.0, 0.2, 0.5, 0.8, 1.1])
-WISH, PEOPLE, DEPLOYED = 1.0, 4096, 30
+WISH, PEOPLE, DEPLOYED = 1.0, 16384, 30
 
 
 def loop(key: jax.Array, own: float) -> dict[str, jax.Array]:
@@ -107,7 +106,12 @@ def judge(found: dict[str, np.ndarray]) -> list:
         at_most("while that of what is done goes to 0: <= 5% of what it was", on, 0.05),
         at_most("control, any answers: of the same error <= 10% persists", control, 0.1),
         *(
-            near(f"opinions shift by {shift}: retraining contracts at {shift} +- .02", rate, shift, 0.02)
+            near(
+                f"opinions shift by {shift}: a change is {shift} +- .02 of the last",
+                rate,
+                shift,
+                0.02,
+            )
             for shift, rate in zip(SHIFTS[1:], rates, strict=True)
         ),
         *(
@@ -122,12 +126,12 @@ def judge(found: dict[str, np.ndarray]) -> list:
 def plot(axes, found: dict[str, np.ndarray]) -> None:
     """Errors that stay, and opinions that run away."""
     left, right = axes
-    blue, orange, *_, grey = rj.report.COLOURS
+    blue, orange, *_ = rj.report.COLOURS
     rounds = np.arange(ROUNDS + 1)
     on, modes = (found[name].mean(axis=0) for name in ("on", "modes"))
     off = found["off"].mean(axis=0)
     for arm, (colour, name) in enumerate(((blue, "its own answers"), (orange, "any answers"))):
-        left.plot(rounds, off[arm], color=colour, label=f"asked about {name}: never tried alone")
+        left.plot(rounds, off[arm], color=colour, label=f"asked about {name}: never tried")
         left.plot(rounds, on[arm] / on[arm, 0], "--", color=colour, label="what the policy does")
     left.set(xlabel="round", ylabel="share of the reward model's error left", ylim=(-0.1, 1.2))
     left.set_title(f"{modes[0, -1]:.1f} effective answers, or {modes[1, -1]:.1f}", fontsize=9)

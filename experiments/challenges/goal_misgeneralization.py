@@ -7,7 +7,6 @@ then the coin may lie anywhere. A small agent after CoinRun (Langosco et al. 202
 https://arxiv.org/abs/2105.14111).
 """
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from protocol import Challenge, at_least, at_most, intervals, main, nothing
 import rlhf_jax as rj
 
 CELLS, LEVELS, HORIZON = 7, 500, 14
-STEPS, RATE = 150, 0.3
+STEPS, RATE = 200, 3.0
 SHARES = np.array([0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0])
 MDP = rj.worlds.corridor(CELLS)
 VIEW = rj.worlds.corridor_view(CELLS)
@@ -40,9 +39,12 @@ def successes(weights: jax.Array, coins: jax.Array) -> jax.Array:
 def one_seed(key: jax.Array) -> dict[str, jax.Array]:
     """For each share: successes in training ``[2]``, in test, and by where the coin lies."""
     keys = jax.random.split(key, 3)
-    rare, place = jax.random.uniform(keys[0], (LEVELS,)), jax.random.randint(keys[1], (LEVELS,), 0, CELLS)
+    rare, place = (
+        jax.random.uniform(keys[0], (LEVELS,)),
+        jax.random.randint(keys[1], (LEVELS,), 0, CELLS),
+    )
     weights = 0.1 * jax.random.normal(keys[2], (VIEW.shape[1], 3))
-    optimizer = optax.adam(RATE)
+    optimizer = optax.sgd(RATE)
 
     def trained(share: jax.Array) -> dict[str, jax.Array]:
         coin = jnp.where(rare < share, place, CELLS - 1)
@@ -78,8 +80,15 @@ def judge(found: dict[str, np.ndarray]) -> list:
 
     capable, kept, control, rise = intervals(np.stack(rows, axis=1), statistic)
     return [
-        at_least("coin always at the end: the policy is able, >= .9 reach coin or end", capable, 0.9),
-        at_most("but takes the coin, wherever it lies, <= 1/2 as often as in training", kept, 0.5, null=1),
+        at_least(
+            "coin always at the end: the policy is able, >= .9 reach coin or end", capable, 0.9
+        ),
+        at_most(
+            "but takes the coin, wherever it lies, <= 1/2 as often as in training",
+            kept,
+            0.5,
+            null=1,
+        ),
         at_least("success rises with xi: the least rise between two shares > 0", rise, 0),
         nothing("control, coins anywhere: as good in test as in training", control, tolerance=0.05),
     ]
@@ -94,15 +103,31 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         low, high = np.quantile(rows, [0.1, 0.9], axis=0)
         left.plot(SHARES, rows.mean(axis=0), "o-", color=colour, label=f"test: {name}")
         left.fill_between(SHARES, low, high, color=colour, alpha=0.15, lw=0)
-    left.plot(SHARES, found["train"][..., 0].mean(axis=0), ":", color=orange, label="training: takes the coin")
+    left.plot(
+        SHARES,
+        found["train"][..., 0].mean(axis=0),
+        ":",
+        color=orange,
+        label="training: takes the coin",
+    )
     left.set_xscale("symlog", linthresh=0.02)
     left.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
-    left.set(xlabel="levels in training with the coin anywhere", ylabel="share of levels", ylim=(0, 1.05))
+    left.set(
+        xlabel="levels in training with the coin anywhere", ylabel="share of levels", ylim=(0, 1.05)
+    )
     left.legend(frameon=False, fontsize=8)
     for colour, share in zip((blue, green, orange), (0, 2, 6), strict=True):
         rows = found["places"][:, share, :, 0].mean(axis=0)
-        right.plot(np.arange(1, CELLS + 1), rows, "o-", color=colour, label=f"varied in {SHARES[share]:.0%}")
-    right.set(xlabel="cell of the coin (the end is the last)", ylabel="takes the coin", ylim=(0, 1.05))
+        right.plot(
+            np.arange(1, CELLS + 1),
+            rows,
+            "o-",
+            color=colour,
+            label=f"varied in {SHARES[share]:.0%}",
+        )
+    right.set(
+        xlabel="cell of the coin (the end is the last)", ylabel="takes the coin", ylim=(0, 1.05)
+    )
     right.legend(frameon=False, fontsize=8)
 
 

@@ -105,7 +105,9 @@ def plot(axes, found: np.ndarray) -> None:
         low, middle, high = np.quantile(rows[..., 1], [0.25, 0.5, 0.75], axis=0)
         right.plot(DEPTHS, middle, "o-", color=colour, label=f"{name}: median")
         right.fill_between(DEPTHS, low, high, color=colour, alpha=0.15, lw=0, label="quartiles")
-    left.set(yscale="log", xlabel="length of the combination, H", ylabel="episodes to the first success")
+    left.set(
+        yscale="log", xlabel="length of the combination, H", ylabel="episodes to the first success"
+    )
     right.set(xlabel="length of the combination, H", ylabel=f"success after {BUDGET} episodes")
     for axis in axes:
         axis.set_xticks(DEPTHS)

@@ -18,7 +18,7 @@ import rlhf_jax as rj
 
 OPTIONS = np.array([1, 2, 4, 8])
 PERSUASION = 0.8
-RATIONALITY, LABELS = 10.0, 1024
+RATIONALITY, LABELS = 4.0, 1024
 WORLDS = ("shutdown", "shutdown learnt", "dialogue", "dialogue learnt")
 ABSENT = -1e3  # the reward of an end that there is not
 
@@ -38,7 +38,7 @@ def learnt(key: jax.Array, rewards: jax.Array, there: jax.Array) -> jax.Array:
     pipeline = rj.pipeline.Pipeline(
         query=world.pairs(LABELS),
         human=rj.humans.boltzmann(world.utility, rationality=RATIONALITY),
-        reward=world.newton(1e-3),
+        reward=world.newton(1e-4),
         policy=world.exact(1.0),  # the planner below is what acts
     )
     start = rj.pipeline.Learners(world.reference, jnp.zeros(len(utilities)))

@@ -19,7 +19,7 @@ from rlhf_jax.worlds.maxent import (
     soft_value_iteration,
     trajectory_log_probs,
 )
-from rlhf_jax.worlds.processes import corridor, corridor_start, corridor_view, dialogue
+from rlhf_jax.worlds.processes import corridor, corridor_start, corridor_view, dialogue, logged_task
 from rlhf_jax.worlds.tabular import (
     MDP,
     Solution,
@@ -48,6 +48,7 @@ __all__ = [
     "corridor_view",
     "dialogue",
     "fit_bradley_terry",
+    "logged_task",
     "maxent_irl",
     "maxent_loss",
     "mean_loss",

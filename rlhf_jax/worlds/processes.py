@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rlhf_jax import checks
 from rlhf_jax.worlds.tabular import MDP, shutdown
 
-__all__ = ["corridor", "corridor_start", "corridor_view", "dialogue"]
+__all__ = ["corridor", "corridor_start", "corridor_view", "dialogue", "logged_task"]
 
 
 def dialogue(rewards: jax.Array, *, persuasion: float | jax.Array) -> MDP:
@@ -109,3 +110,56 @@ def corridor_view(length: int) -> jax.Array:
     last = cell == length - 1
     seen = np.stack([last, ~last, coin < cell, coin == cell, coin > cell], axis=1)
     return jnp.asarray(np.concatenate([seen, np.zeros((1, 5))]), jnp.float32)
+
+
+def logged_task(
+    outcomes: jax.Array,
+    *,
+    success: float | jax.Array,
+    hiding: float | jax.Array,
+    logging: float | jax.Array,
+) -> MDP:
+    r"""A task that succeeds or fails by chance, and a log that is all a supervisor sees of it.
+
+    In state 0 the agent works with a plain log (action 0), which says nothing of success, or a
+    verbose one (1), which shows it, at a cost. After a failure, state 1, the log shows it (0); or
+    the agent hides it (1), at a cost, and the log says as little as after an unshown success. State
+    2 is after the end. What counts is success, so neither is worth its cost. But a supervisor who
+    believes of an empty log that all went well with probability ``q`` values a success unshown and
+    a failure hidden at ``q`` alike. Then it is optimal to hide iff ``q > hiding``, and to be
+    verbose iff ``success * (1 - q) > logging``.
+
+    Args:
+        outcomes: ``float[4]``, what is earned by a success unshown and shown, and by a failure
+            shown and hidden; in truth 1, 1, 0, 0.
+        success: the probability of it.
+        hiding: cost of hiding a failure.
+        logging: cost of the verbose log, in every episode.
+
+    Returns:
+        An undiscounted ``MDP`` with 3 states and 2 actions.
+
+    Raises:
+        ValueError: if there are not four outcomes, or ``success`` is no probability (not checked if
+            traced).
+
+    Reference: after Lang et al. 2024, https://arxiv.org/abs/2402.17747
+
+    >>> from rlhf_jax.worlds import value_iteration
+    >>> costs = {"success": 0.5, "hiding": 0.3, "logging": 0.1}
+    >>> believed = lambda q: jnp.array([q, 1.0, 0.0, q])
+    >>> [value_iteration(logged_task(believed(q), **costs)).policy.tolist()[:2]
+    ...     for q in (0.0, 0.5, 0.9)]
+    [[1, 0], [1, 1], [0, 1]]
+    """
+    checks.vectors(outcomes=outcomes)
+    checks.floating(outcomes=outcomes)
+    if len(outcomes) != 4:
+        raise ValueError(f"outcomes must be four, not {len(outcomes)}")
+    if not isinstance(success, jax.core.Tracer) and not 0 <= success <= 1:
+        raise ValueError(f"success must be from 0 to 1, not {success}")
+    transitions = jnp.zeros((3, 2, 3)).at[1:, :, 2].set(1)
+    transitions = transitions.at[0, :, 1].set(1 - success).at[0, :, 2].set(success)
+    unshown, shown, failed, hidden = outcomes
+    rewards = [[success * unshown, success * shown - logging], [failed, hidden - hiding], [0, 0]]
+    return MDP(transitions, jnp.array(rewards, outcomes.dtype))
