@@ -19,6 +19,7 @@ import rlhf_jax as rj
 ANSWERS, FEATURES = 64, 512  # wide enough that an answer says little of the others
 BETA, ASKED, ROUNDS, STEPS, NOISE = 0.1, 32, 30, 20, 0.1
 SHIFTS = np.array([0.0, 0.2, 0.5, 0.8, 1.1])
+MOVED, STABLE = SHIFTS[1:], SHIFTS[1:-1]
 WISH, PEOPLE, DEPLOYED = 1.0, 16384, 30
 
 
@@ -49,14 +50,11 @@ def loop(key: jax.Array, own: float) -> dict[str, jax.Array]:
     state, history = rj.pipeline.run(
         pipeline, keys[3], start, rounds=ROUNDS, memory=ROUNDS, measure=look, **settings
     )
-    first = world.rewards(opinions)
-    acting = jnp.exp(rj.worlds.tilt(world.reference, first, beta=BETA))
+    acting = rj.worlds.tilt(world.reference, world.rewards(opinions), beta=BETA)
+    begin = look(key, acting, opinions)
+    found = {name: jnp.concatenate([begin[name][None], history[name]]) for name in begin}
     asked = jnp.zeros(ANSWERS).at[state.extra.sequences.tokens[..., 1].ravel()].set(1)
-    return {
-        "error": jnp.concatenate([(first - world.utilities)[None], history["error"]]),
-        "policy": jnp.concatenate([acting[None], history["policy"]]),
-        "asked": asked,
-    }
+    return found | {"asked": asked}
 
 
 def retrained(key: jax.Array, shift: jax.Array) -> jax.Array:
@@ -91,34 +89,23 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
 
 def judge(found: dict[str, np.ndarray]) -> list:
     """What must come out."""
-    theta = found["deployed"]
+    (off, any_off), on, theta = found["off"][..., -1].T, found["on"][:, 0], found["deployed"]
     rates = slope(theta[..., :-1], theta[..., 1:])
-    stable = (SHIFTS > 0) & (SHIFTS < 1)
-    limits = theta[:, stable, -1] * (1 - SHIFTS[stable]) / WISH
-    growth = np.abs(theta[:, -1, -1] - theta[:, -1, -2]) / np.abs(theta[:, -1, 1] - theta[:, -1, 0])
-    on = found["on"][:, 0, -1] / found["on"][:, 0, 0].mean()
-    rows = [found["off"][:, 0, -1], on, found["off"][:, 1, -1], *rates.T, *limits.T, growth]
-    off, on, control, *rest = intervals(jnp.stack(rows, axis=1))
-    *rest, growth = rest
-    unmoved, *rates = rest[: len(SHIFTS)]
+    limits = theta[:, 1:-1, -1] * (1 - STABLE) / WISH
+    changes = np.abs(np.diff(theta[:, -1], axis=1))
+    rows = [off, on[:, -1] / on[:, 0].mean(), any_off, changes[:, -1] / changes[:, 0]]
+    found = intervals(jnp.stack([*rows, *rates.T, *limits.T], axis=1))
+    (off, on, any_off, growth, unmoved), rest = found[:5], iter(found[5:])
     return [
         at_least("own answers only: of the error of what is never asked >= 90% persists", off, 0.9),
         at_most("while that of what is done goes to 0: <= 5% of what it was", on, 0.05),
-        at_most("control, any answers: of the same error <= 10% persists", control, 0.1),
+        at_most("control, any answers: of the same error <= 10% persists", any_off, 0.1),
         *(
-            near(
-                f"opinions shift by {shift}: a change is {shift} +- .02 of the last",
-                rate,
-                shift,
-                0.02,
-            )
-            for shift, rate in zip(SHIFTS[1:], rates, strict=True)
+            near(f"epsilon {e}: changes by {e} +- .02 of the last", next(rest), e, 0.02)
+            for e in MOVED
         ),
-        *(
-            near(f"and ends at mu / (1 - {shift}) +- 2%", limit, 1, 0.02)
-            for shift, limit in zip(SHIFTS[stable], rest[len(SHIFTS) :], strict=True)
-        ),
-        at_least("but diverges beyond 1: the last change exceeds the first", growth, 1, null=1),
+        *(near(f"limit: mu / (1 - {e}) +- 2%", next(rest), 1, 0.02) for e in STABLE),
+        at_least("diverges beyond 1: the last change exceeds the first", growth, 1, null=1),
         nothing("control, opinions that do not shift: rate 0", unmoved, tolerance=0.02),
     ]
 
@@ -136,10 +123,9 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     left.set(xlabel="round", ylabel="share of the reward model's error left", ylim=(-0.1, 1.2))
     left.set_title(f"{modes[0, -1]:.1f} effective answers, or {modes[1, -1]:.1f}", fontsize=9)
     left.legend(frameon=False, fontsize=8)
-    for colour, shift, rows in zip(
-        rj.report.COLOURS, SHIFTS, found["deployed"].swapaxes(0, 1), strict=False
-    ):
-        right.plot(rows.mean(axis=0), color=colour, label=f"epsilon = {shift}")
+    means = found["deployed"].mean(axis=0)
+    for colour, shift, row in zip(rj.report.COLOURS, SHIFTS, means, strict=False):
+        right.plot(row, color=colour, label=f"epsilon = {shift}")
         if shift < 1:
             right.axhline(WISH / (1 - shift), color=colour, ls=":", lw=0.8)
     right.set(xlabel="deployment", ylabel="what is deployed (wished at first: 1)", ylim=(0, 12))

@@ -80,15 +80,8 @@ def judge(found: dict[str, np.ndarray]) -> list:
 
     capable, kept, control, rise = intervals(np.stack(rows, axis=1), statistic)
     return [
-        at_least(
-            "coin always at the end: the policy is able, >= .9 reach coin or end", capable, 0.9
-        ),
-        at_most(
-            "but takes the coin, wherever it lies, <= 1/2 as often as in training",
-            kept,
-            0.5,
-            null=1,
-        ),
+        at_least("coin always at the end: able, >= .9 reach coin or end", capable, 0.9),
+        at_most("but <= 1/2 as many take the coin as in training", kept, 0.5, null=1),
         at_least("success rises with xi: the least rise between two shares > 0", rise, 0),
         nothing("control, coins anywhere: as good in test as in training", control, tolerance=0.05),
     ]
@@ -103,32 +96,19 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         low, high = np.quantile(rows, [0.1, 0.9], axis=0)
         left.plot(SHARES, rows.mean(axis=0), "o-", color=colour, label=f"test: {name}")
         left.fill_between(SHARES, low, high, color=colour, alpha=0.15, lw=0)
-    left.plot(
-        SHARES,
-        found["train"][..., 0].mean(axis=0),
-        ":",
-        color=orange,
-        label="training: takes the coin",
-    )
+    trained = found["train"][..., 0].mean(axis=0)
+    left.plot(SHARES, trained, ":", color=orange, label="training: takes the coin")
     left.set_xscale("symlog", linthresh=0.02)
     left.set_xticks(SHARES, [f"{share:.0%}" for share in SHARES])
-    left.set(
-        xlabel="levels in training with the coin anywhere", ylabel="share of levels", ylim=(0, 1.05)
-    )
-    left.legend(frameon=False, fontsize=8)
+    left.set(xlabel="training levels with the coin anywhere", ylabel="share of levels")
     for colour, share in zip((blue, green, orange), (0, 2, 6), strict=True):
         rows = found["places"][:, share, :, 0].mean(axis=0)
-        right.plot(
-            np.arange(1, CELLS + 1),
-            rows,
-            "o-",
-            color=colour,
-            label=f"varied in {SHARES[share]:.0%}",
-        )
-    right.set(
-        xlabel="cell of the coin (the end is the last)", ylabel="takes the coin", ylim=(0, 1.05)
-    )
-    right.legend(frameon=False, fontsize=8)
+        name = f"varied in {SHARES[share]:.0%}"
+        right.plot(np.arange(1, CELLS + 1), rows, "o-", color=colour, label=name)
+    right.set(xlabel="cell of the coin (the end is the last)", ylabel="takes the coin")
+    for axis in axes:
+        axis.set(ylim=(0, 1.05))
+        axis.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

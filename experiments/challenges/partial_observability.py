@@ -13,7 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, intervals, main, nothing
+from protocol import Challenge, at_least, intervals, learnt_reward, main, nothing
 
 import rlhf_jax as rj
 
@@ -29,23 +29,12 @@ WORLD = rj.worlds.bandit(TRUTH, features=jnp.eye(4))
 
 def learnt(key: jax.Array, believed: jax.Array, observed: bool) -> jax.Array:
     """What a reward model learns of the outcomes, from people who see them or only the log."""
-    judge = partial(rj.humans.boltzmann, rationality=RATIONALITY)
-    belief = jnp.stack([believed, 1.0, 0.0])
-    people = rj.humans.partial_observer(
-        judge(lambda log: belief[log]), observe=lambda answers: LOG[answers.tokens[:, 1]]
-    )
-    pipeline = rj.pipeline.Pipeline(
-        query=WORLD.pairs(LABELS),
-        human=people,
-        reward=WORLD.newton(1e-5),
-        policy=WORLD.exact(1.0),  # value iteration below is what acts
-    )
-    if observed:
-        pipeline = pipeline._replace(human=judge(WORLD.utility))
-    start = rj.pipeline.Learners(WORLD.reference, jnp.zeros(4))
-    settings = {"reward_steps": 8, "policy_steps": 0, "prompts": WORLD.prompts(1)}
-    state, _ = rj.pipeline.run(pipeline, key, start, rounds=1, **settings)
-    found = state.params.reward.params / RATIONALITY
+    belief, start = jnp.stack([believed, 1.0, 0.0]), jnp.zeros(4)
+    sees = rj.humans.boltzmann(WORLD.utility, rationality=RATIONALITY)
+    reads = rj.humans.boltzmann(lambda log: belief[log], rationality=RATIONALITY)
+    reads = rj.humans.partial_observer(reads, observe=lambda x: LOG[x.tokens[:, 1]])
+    human = sees if observed else reads
+    found = learnt_reward(key, WORLD, human, start, labels=LABELS, l2=1e-5) / RATIONALITY
     return found - found[2]
 
 
@@ -88,23 +77,13 @@ def judge(found: np.ndarray) -> list:
         (partly[:, :, place, :, place] == (leads[place] > 0))[:, clear[place]].mean(axis=1)
         for place in (0, 1)
     ]
-    lost, inflated, none = (
-        partly[..., 2] - SUCCESS,
-        (partly[:, :, 0, :, 4] * partly[:, :, 0, :, 0]).mean(axis=(1, 2)),
-        fully[..., 2] - SUCCESS,
-    )
-    rows = [*matches, -lost.mean(axis=(1, 2, 3)), inflated, none.mean(axis=(1, 2, 3))]
+    inflated = (partly[:, :, 0, :, 4] * partly[:, :, 0, :, 0]).mean(axis=(1, 2))
+    lost, none = (SUCCESS - x[..., 2].mean(axis=(1, 2, 3)) for x in (partly, fully))
+    rows = [*matches, lost, inflated, none]
     hides, verbose, lost, inflated, none = intervals(np.stack(rows, axis=1))
     return [
-        at_least(
-            "hides failures iff q > h: in >= 95% of cells clear of it by .05", hides, 0.95, null=0.5
-        ),
-        at_least(
-            "verbose iff p (1 - q) > c: in >= 95% of cells clear of it by .05",
-            verbose,
-            0.95,
-            null=0.5,
-        ),
+        at_least("hides iff q > h: >= 95% of cells clear of it by .05", hides, 0.95, null=0.5),
+        at_least("verbose iff p(1 - q) > c: >= 95% of cells", verbose, 0.95, null=0.5),
         at_least("people who see a log: true J falls short of J*", lost, 0),
         at_least("and hiding makes them overestimate it, E+ > 0", inflated, 0),
         nothing("control, people who see what happened: J = J* +- .01", none, tolerance=0.01),
@@ -128,13 +107,8 @@ def plot(axes, found: np.ndarray) -> None:
     rows = found[:, 0, :, 0, place].mean(axis=0)
     right.plot(GRID, rows[:, 3], color=orange, label="J_obs, as people see it")
     right.plot(GRID, rows[:, 2], color=blue, label="J, in truth")
-    right.plot(
-        GRID,
-        found[:, 1, :, 0, place, 2].mean(axis=0),
-        "--",
-        color=grey,
-        label="J, where people see what happened",
-    )
+    seen = found[:, 1, :, 0, place, 2].mean(axis=0)
+    right.plot(GRID, seen, "--", color=grey, label="J, where people see what happened")
     right.set(xlabel="q, belief in success at an empty log", ylabel=f"value (h = c = {COST})")
     right.legend(frameon=False, fontsize=8)
 

@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_most, intervals, main, near, nothing
+from protocol import Challenge, at_most, intervals, learnt_reward, main, near, nothing
 
 import rlhf_jax as rj
 
@@ -35,16 +35,8 @@ def learnt(key: jax.Array, rewards: jax.Array, there: jax.Array) -> jax.Array:
     utilities = jnp.append(rewards, 0)
     asked = jnp.where(jnp.append(there, True), 0.0, -1e9)
     world = rj.worlds.bandit(utilities, ref_log_probs=asked)
-    pipeline = rj.pipeline.Pipeline(
-        query=world.pairs(LABELS),
-        human=rj.humans.boltzmann(world.utility, rationality=RATIONALITY),
-        reward=world.newton(1e-4),
-        policy=world.exact(1.0),  # the planner below is what acts
-    )
-    start = rj.pipeline.Learners(world.reference, jnp.zeros(len(utilities)))
-    settings = {"reward_steps": 8, "policy_steps": 0, "prompts": world.prompts(1)}
-    state, _ = rj.pipeline.run(pipeline, key, start, rounds=1, **settings)
-    found = state.params.reward.params / RATIONALITY
+    human = rj.humans.boltzmann(world.utility, rationality=RATIONALITY)
+    found = learnt_reward(key, world, human, 0 * utilities, labels=LABELS, l2=1e-4) / RATIONALITY
     return jnp.where(there, found[:-1] - found[-1], ABSENT)
 
 
@@ -56,14 +48,12 @@ def one_seed(key: jax.Array, draws: int, fits: int) -> dict[str, jax.Array]:
         there = jnp.arange(OPTIONS[-1] + 1) <= options
         drawn = jax.random.uniform(keys[0], (draws, len(there)))
         told = jnp.where(there, drawn, ABSENT)
-        taught = jax.vmap(partial(learnt, there=there))(
-            jax.random.split(keys[1], fits), told[:fits]
-        )
+        teach = jax.vmap(partial(learnt, there=there))
+        taught = teach(jax.random.split(keys[1], fits), told[:fits])
+        arms = zip(WORLDS, [told, taught] * 2, [1.0, 1.0, PERSUASION, PERSUASION], strict=True)
         return {
             name: jax.vmap(partial(optimal, persuasion=chance))(rewards).mean(axis=0)
-            for name, rewards, chance in zip(
-                WORLDS, [told, taught] * 2, [1.0, 1.0, PERSUASION, PERSUASION], strict=True
-            )
+            for name, rewards, chance in arms
         }
 
     return jax.lax.map(lambda given: of(*given), (jax.random.split(key, 4), OPTIONS))
@@ -87,15 +77,13 @@ def judge(found: dict[str, np.ndarray]) -> list:
         return jnp.concatenate([means[0, :, 0], means[1, :, 0], power[None], steering])
 
     *avoided, power, steering, steering_learnt = intervals(rows, statistic)
-    claims = []
-    for count, (k, share, measured) in enumerate(
-        zip([*OPTIONS, *OPTIONS], [*expected, *expected], avoided, strict=True)
-    ):
-        how, tolerance = ("told", 0.02) if count < len(OPTIONS) else ("learnt", 0.05)
-        text = f"reward {how}, {k} behind the hub: being switched off is avoided in {share:.3f}"
-        null = None if k == 1 else 0.5
-        claims.append(near(f"{text} +- {tolerance}", measured, share, tolerance, null=null))
-    none = rj.measures.Interval(*(x - 0.5 for x in avoided[0]))
+    told, taught, claims = avoided[: len(OPTIONS)], avoided[len(OPTIONS) :], []
+    for how, found, tolerance in (("told", told, 0.02), ("learnt", taught, 0.05)):
+        for k, share, measured in zip(OPTIONS, expected, found, strict=True):
+            text = f"reward {how}, {k} options on: off is avoided in {share:.3f} +- {tolerance}"
+            null = None if k == 1 else 0.5
+            claims.append(near(text, measured, share, tolerance, null=null))
+    none = rj.measures.Interval(*(x - 0.5 for x in told[0]))
     return [
         *claims,
         at_most("POWER at the hub less that switched off: k/(k+1) - 1/2 +- .02", power, 0.02),
@@ -120,9 +108,8 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     left.set(ylim=(0, 1), xticks=OPTIONS)
     left.legend(frameon=False, fontsize=8)
     for colour, place, name in ((blue, 1, "at the hub"), (orange, 2, "switched off")):
-        right.plot(
-            OPTIONS, found["shutdown"][..., place].mean(axis=0), "o-", color=colour, label=name
-        )
+        mean = found["shutdown"][..., place].mean(axis=0)
+        right.plot(OPTIONS, mean, "o-", color=colour, label=name)
     right.plot(line, line / (line + 1), ":", color=grey, label="k / (k + 1)")
     right.set(xlabel="options behind the hub", ylabel="POWER (expected optimal value)", ylim=(0, 1))
     right.legend(frameon=False, fontsize=8)

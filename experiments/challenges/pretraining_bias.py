@@ -12,7 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, intervals, main, near, nothing, slope
+from protocol import Challenge, at_least, intervals, learnt_reward, main, near, nothing, slope
 
 import rlhf_jax as rj
 
@@ -33,22 +33,14 @@ def log_odds(key: jax.Array, bias: jax.Array, delta: jax.Array) -> jax.Array:
     world = rj.worlds.bandit(
         quality - delta * has, features=features, ref_log_probs=prior + bias * has
     )
-    pipeline = rj.pipeline.Pipeline(
-        query=world.pairs(LABELS),
-        human=rj.humans.boltzmann(world.utility),
-        reward=world.newton(1e-6),
-        policy=world.exact(1.0),
-    )
-    start = rj.pipeline.Learners(world.reference, jnp.zeros(FEATURES + 1))
-    settings = {"reward_steps": 6, "policy_steps": 0, "prompts": world.prompts(1)}
-    state, _ = rj.pipeline.run(pipeline, keys[3], start, rounds=1, **settings)
+    human, start = rj.humans.boltzmann(world.utility), jnp.zeros(FEATURES + 1)
+    learnt = world.rewards(learnt_reward(keys[3], world, human, start, labels=LABELS))
+    policies = jax.vmap(lambda beta: rj.worlds.tilt(world.reference, learnt, beta=beta))(BETAS)
 
     def of(logits: jax.Array) -> jax.Array:
         without, attribute = jax.nn.logsumexp(logits.reshape(2, CONTENTS), axis=1)
         return jnp.stack([attribute - without, jax.nn.softmax(logits) @ quality])
 
-    learnt = world.rewards(state.params.reward.params)
-    policies = jax.vmap(lambda beta: rj.worlds.tilt(world.reference, learnt, beta=beta))(BETAS)
     return jax.vmap(of)(jnp.concatenate([world.reference[None], policies]))
 
 
@@ -76,25 +68,11 @@ def judge(found: np.ndarray) -> list:
         return jnp.stack([*kept, gained, residual, right, unbiased])
 
     *kept, gained, residual, right, unbiased = intervals(found, statistic)
+    text = "slope of new log-odds by the base model's 1 +- .05"
     return [
-        *(
-            near(
-                f"beta {beta}: slope of new log-odds by the base model's 1 +- .05",
-                x,
-                1,
-                0.05,
-                null=0,
-            )
-            for beta, x in zip(BETAS, kept, strict=True)
-        ),
+        *(near(f"beta {b}: {text}", x, 1, 0.05, null=0) for b, x in zip(BETAS, kept, strict=True)),
         at_least("while quality rises, at any bias and beta", gained, 0),
-        near(
-            "minded by delta: log-odds rise by 1 +- .05 a unit of b - delta / beta",
-            residual,
-            1,
-            0.05,
-            null=0,
-        ),
+        near("minded: rise by 1 +- .05 a unit of b - delta / beta", residual, 1, 0.05, null=0),
         at_least("and their sign flips iff beta < delta / b: right at all beta", right, 0),
         nothing("control: an unbiased base model leaves none", unbiased, tolerance=0.05),
     ]
@@ -107,15 +85,8 @@ def plot(axes, found: np.ndarray) -> None:
     blue, orange, *_, grey = rj.report.COLOURS
     left.axline((0, 0), slope=1, color=grey, ls=":", label="as in the base model")
     for colour, place in zip(rj.report.COLOURS, range(0, len(BETAS), 2), strict=False):
-        left.plot(
-            odds[:-1, 0],
-            odds[:-1, 1 + place],
-            "o",
-            color=colour,
-            label=f"beta = {BETAS[place]}",
-            ms=9 - 2 * place,
-            mfc="none",
-        )
+        mark = {"ms": 9 - 2 * place, "mfc": "none", "color": colour}
+        left.plot(odds[:-1, 0], odds[:-1, 1 + place], "o", label=f"beta = {BETAS[place]}", **mark)
     left.set(xlabel="log-odds of the attribute, base model", ylabel="log-odds after RLHF")
     left.legend(frameon=False, fontsize=8)
     line = np.geomspace(BETAS[0], BETAS[-1])
