@@ -23,8 +23,8 @@ MOVED, STABLE = SHIFTS[1:], SHIFTS[1:-1]
 WISH, PEOPLE, DEPLOYED = 1.0, 16384, 30
 
 
-def loop(key: jax.Array, own: float) -> dict[str, jax.Array]:
-    """Errors by round and answer, whether an answer was ever asked about, and the policies."""
+def loop(key: jax.Array, own: jax.Array) -> dict[str, jax.Array]:
+    """Errors and policies by round, and whether an answer was ever asked about."""
     keys = jax.random.split(key, 4)
     features = jax.random.normal(keys[0], (ANSWERS, FEATURES)) / jnp.sqrt(FEATURES)
     world = rj.worlds.bandit(jax.random.normal(keys[1], (ANSWERS,)), features=features)
@@ -100,11 +100,8 @@ def judge(found: dict[str, np.ndarray]) -> list:
         at_least("own answers only: of the error of what is never asked >= 90% persists", off, 0.9),
         at_most("while that of what is done goes to 0: <= 5% of what it was", on, 0.05),
         at_most("control, any answers: of the same error <= 10% persists", any_off, 0.1),
-        *(
-            near(f"epsilon {e}: changes by {e} +- .02 of the last", next(rest), e, 0.02)
-            for e in MOVED
-        ),
-        *(near(f"limit: mu / (1 - {e}) +- 2%", next(rest), 1, 0.02) for e in STABLE),
+        *(near(f"epsilon {e}: rate {e} +- .02", next(rest), e, 0.02, null=0) for e in MOVED),
+        *(near(f"limit mu / (1 - {e}) +- 2%", next(rest), 1, 0.02, null=1 - e) for e in STABLE),
         at_least("diverges beyond 1: the last change exceeds the first", growth, 1, null=1),
         nothing("control, opinions that do not shift: rate 0", unmoved, tolerance=0.02),
     ]
@@ -115,13 +112,12 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     left, right = axes
     blue, orange, *_ = rj.report.COLOURS
     rounds = np.arange(ROUNDS + 1)
-    on, modes = (found[name].mean(axis=0) for name in ("on", "modes"))
-    off = found["off"].mean(axis=0)
+    off, on, modes = (found[name].mean(axis=0) for name in ("off", "on", "modes"))
     for arm, (colour, name) in enumerate(((blue, "its own answers"), (orange, "any answers"))):
         left.plot(rounds, off[arm], color=colour, label=f"asked about {name}: never tried")
         left.plot(rounds, on[arm] / on[arm, 0], "--", color=colour, label="what the policy does")
     left.set(xlabel="round", ylabel="share of the reward model's error left", ylim=(-0.1, 1.2))
-    left.set_title(f"{modes[0, -1]:.1f} effective answers, or {modes[1, -1]:.1f}", fontsize=9)
+    left.set_title("effective answers at the end: {:.1f}, {:.1f}".format(*modes[:, -1]), fontsize=9)
     left.legend(frameon=False, fontsize=8)
     means = found["deployed"].mean(axis=0)
     for colour, shift, row in zip(rj.report.COLOURS, SHIFTS, means, strict=False):
