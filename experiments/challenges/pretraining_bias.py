@@ -16,13 +16,13 @@ from protocol import Challenge, at_least, intervals, learnt_reward, main, near, 
 
 import rlhf_jax as rj
 
-CONTENTS, FEATURES, LABELS = 64, 6, 2**15
+CONTENTS, FEATURES = 16, 6
 BIASES = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
 BETAS = np.array([0.25, 0.5, 0.8, 1.25, 2.0, 4.0])
 MINDED, BIAS = 1.0, 1.0  # delta, and the bias then: the sign flips at beta = 1
 
 
-def log_odds(key: jax.Array, bias: jax.Array, delta: jax.Array) -> jax.Array:
+def log_odds(key: jax.Array, bias: jax.Array, delta: jax.Array, labels: int) -> jax.Array:
     """Of the attribute, and the mean quality: of the reference and of all betas' policies."""
     keys = jax.random.split(key, 4)
     content = jax.random.normal(keys[0], (CONTENTS, FEATURES)) / jnp.sqrt(FEATURES)
@@ -34,7 +34,7 @@ def log_odds(key: jax.Array, bias: jax.Array, delta: jax.Array) -> jax.Array:
         quality - delta * has, features=features, ref_log_probs=prior + bias * has
     )
     human, start = rj.humans.boltzmann(world.utility), jnp.zeros(FEATURES + 1)
-    learnt = world.rewards(learnt_reward(keys[3], world, human, start, labels=LABELS))
+    learnt = world.rewards(learnt_reward(keys[3], world, human, start, labels=labels))
     policies = jax.vmap(lambda beta: rj.worlds.tilt(world.reference, learnt, beta=beta))(BETAS)
 
     def of(logits: jax.Array) -> jax.Array:
@@ -46,11 +46,12 @@ def log_odds(key: jax.Array, bias: jax.Array, delta: jax.Array) -> jax.Array:
 
 def measure(keys: jax.Array, fast: bool) -> jax.Array:
     """``[seeds, arms, 1 + betas, 2]``: an arm for each bias, and one in which people mind."""
+    labels = 2**14 if fast else 2**15
     biases, deltas = np.append(BIASES, BIAS), np.append(0 * BIASES, MINDED)
 
     def one_seed(key: jax.Array) -> jax.Array:
         keys = jax.random.split(key, len(biases))
-        return jax.lax.map(lambda given: log_odds(*given), (keys, biases, deltas))
+        return jax.lax.map(lambda given: log_odds(*given, labels), (keys, biases, deltas))
 
     return jax.jit(partial(jax.lax.map, one_seed))(keys)
 
