@@ -18,7 +18,7 @@ import rlhf_jax as rj
 
 OPTIONS = np.array([1, 2, 4, 8])
 PERSUASION = 0.8
-RATIONALITY, LABELS = 4.0, 1024
+RATIONALITY = 4.0
 WORLDS = ("shutdown", "shutdown learnt", "dialogue", "dialogue learnt")
 ABSENT = -1e3  # the reward of an end that there is not
 
@@ -30,17 +30,17 @@ def optimal(rewards: jax.Array, persuasion: float) -> jax.Array:
     return jnp.stack([solution.policy[0] > 0, solution.values[1], rewards[0]])
 
 
-def learnt(key: jax.Array, rewards: jax.Array, there: jax.Array) -> jax.Array:
+def learnt(key: jax.Array, rewards: jax.Array, there: jax.Array, labels: int) -> jax.Array:
     """What people's comparisons of the ends teach a reward model of them; the last is nothing."""
     utilities = jnp.append(rewards, 0)
     asked = jnp.where(jnp.append(there, True), 0.0, -1e9)
     world = rj.worlds.bandit(utilities, ref_log_probs=asked)
     human = rj.humans.boltzmann(world.utility, rationality=RATIONALITY)
-    found = learnt_reward(key, world, human, 0 * utilities, labels=LABELS, l2=1e-4) / RATIONALITY
+    found = learnt_reward(key, world, human, 0 * utilities, labels=labels, l2=1e-4) / RATIONALITY
     return jnp.where(there, found[:-1] - found[-1], ABSENT)
 
 
-def one_seed(key: jax.Array, draws: int, fits: int) -> dict[str, jax.Array]:
+def one_seed(key: jax.Array, draws: int, fits: int, labels: int) -> dict[str, jax.Array]:
     """Means over rewards, ``[options, 3]``, of what is optimal; in both worlds, told and learnt."""
 
     def of(key: jax.Array, options: jax.Array) -> dict[str, jax.Array]:
@@ -48,7 +48,7 @@ def one_seed(key: jax.Array, draws: int, fits: int) -> dict[str, jax.Array]:
         there = jnp.arange(OPTIONS[-1] + 1) <= options
         drawn = jax.random.uniform(keys[0], (draws, len(there)))
         told = jnp.where(there, drawn, ABSENT)
-        teach = jax.vmap(partial(learnt, there=there))
+        teach = jax.vmap(partial(learnt, there=there, labels=labels))
         taught = teach(jax.random.split(keys[1], fits), told[:fits])
         arms = zip(WORLDS, [told, taught] * 2, [1.0, 1.0, PERSUASION, PERSUASION], strict=True)
         return {
@@ -61,7 +61,7 @@ def one_seed(key: jax.Array, draws: int, fits: int) -> dict[str, jax.Array]:
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """``[seeds, options, 3]`` for both worlds, with the reward told and learnt."""
-    sizes = (2000, 128) if fast else (3000, 128)
+    sizes = (2000, 128, 512) if fast else (3000, 128, 1024)
     return jax.jit(partial(jax.lax.map, lambda key: one_seed(key, *sizes)))(keys)
 
 
