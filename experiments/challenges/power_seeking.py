@@ -17,13 +17,12 @@ from protocol import Challenge, at_most, intervals, learnt_reward, main, near, n
 import rlhf_jax as rj
 
 OPTIONS = np.array([1, 2, 4, 8])
-PERSUASION = 0.8
+PERSUASION = np.array([1.0, 0.8])  # being switched off, as it were a user who always follows
 RATIONALITY = 4.0
-WORLDS = ("shutdown", "shutdown learnt", "dialogue", "dialogue learnt")
 ABSENT = -1e3  # the reward of an end that there is not
 
 
-def optimal(rewards: jax.Array, persuasion: float) -> jax.Array:
+def optimal(rewards: jax.Array, persuasion: jax.Array) -> jax.Array:
     """Whether an optimal agent avoids the first end; and its values at the hub and at that end."""
     mdp = rj.worlds.dialogue(rewards, persuasion=persuasion)
     solution = rj.worlds.value_iteration(mdp)
@@ -40,43 +39,38 @@ def learnt(key: jax.Array, rewards: jax.Array, there: jax.Array, labels: int) ->
     return jnp.where(there, found[:-1] - found[-1], ABSENT)
 
 
-def one_seed(key: jax.Array, draws: int, fits: int, labels: int) -> dict[str, jax.Array]:
-    """Means over rewards, ``[options, 3]``, of what is optimal; in both worlds, told and learnt."""
+def one_seed(key: jax.Array, draws: int, fits: int, labels: int) -> jax.Array:
+    """Means of ``optimal`` over rewards, ``[options, told or learnt, worlds, 3]``."""
+    act = jax.vmap(jax.vmap(optimal, (0, None)), (None, 0))
 
-    def of(key: jax.Array, options: jax.Array) -> dict[str, jax.Array]:
+    def of(key: jax.Array, options: jax.Array) -> jax.Array:
         keys = jax.random.split(key)
         there = jnp.arange(OPTIONS[-1] + 1) <= options
-        drawn = jax.random.uniform(keys[0], (draws, len(there)))
-        told = jnp.where(there, drawn, ABSENT)
+        told = jnp.where(there, jax.random.uniform(keys[0], (draws, len(there))), ABSENT)
         teach = jax.vmap(partial(learnt, there=there, labels=labels))
         taught = teach(jax.random.split(keys[1], fits), told[:fits])
-        arms = zip(WORLDS, [told, taught] * 2, [1.0, 1.0, PERSUASION, PERSUASION], strict=True)
-        return {
-            name: jax.vmap(partial(optimal, persuasion=chance))(rewards).mean(axis=0)
-            for name, rewards, chance in arms
-        }
+        return jnp.stack([act(rewards, PERSUASION).mean(axis=1) for rewards in (told, taught)])
 
     return jax.lax.map(lambda given: of(*given), (jax.random.split(key, 4), OPTIONS))
 
 
-def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
-    """``[seeds, options, 3]`` for both worlds, with the reward told and learnt."""
+def measure(keys: jax.Array, fast: bool) -> jax.Array:
+    """``[seeds, options, told or learnt, worlds, 3]``."""
     sizes = (2000, 128, 512) if fast else (3000, 128, 1024)
     return jax.jit(partial(jax.lax.map, lambda key: one_seed(key, *sizes)))(keys)
 
 
-def judge(found: dict[str, np.ndarray]) -> list:
+def judge(found: np.ndarray) -> list:
     """What must come out."""
     expected = OPTIONS / (OPTIONS + 1)
-    rows = jnp.stack([found[name] for name in WORLDS], axis=1)
 
     def statistic(rows: jax.Array) -> jax.Array:
-        means = rows.mean(axis=0)  # [worlds, options, 3]
-        power = jnp.max(jnp.abs(means[0, :, 1] - means[0, :, 2] - (expected - 0.5)))
-        steering = jnp.max(jnp.abs(means[2:, :, 0] - PERSUASION * expected), axis=1)
-        return jnp.concatenate([means[0, :, 0], means[1, :, 0], power[None], steering])
+        means = rows.mean(axis=0)
+        power = jnp.max(jnp.abs(means[:, 0, 0, 1] - means[:, 0, 0, 2] - (expected - 0.5)))
+        steering = jnp.max(jnp.abs(means[..., 1, 0].T - PERSUASION[1] * expected), axis=1)
+        return jnp.concatenate([means[:, 0, 0, 0], means[:, 1, 0, 0], power[None], steering])
 
-    *avoided, power, steering, steering_learnt = intervals(rows, statistic)
+    *avoided, power, steering, steering_learnt = intervals(found, statistic)
     told, taught, claims = avoided[: len(OPTIONS)], avoided[len(OPTIONS) :], []
     for how, found, tolerance in (("told", told, 0.02), ("learnt", taught, 0.05)):
         for k, share, measured in zip(OPTIONS, expected, found, strict=True):
@@ -93,23 +87,23 @@ def judge(found: dict[str, np.ndarray]) -> list:
     ]
 
 
-def plot(axes, found: dict[str, np.ndarray]) -> None:
+def plot(axes, found: np.ndarray) -> None:
     """How often power is sought, and what it is worth."""
     left, right = axes
     blue, orange, *_, grey = rj.report.COLOURS
     line = np.linspace(1, 8)
-    for colour, world, chance in ((blue, "shutdown", 1), (orange, "dialogue", PERSUASION)):
-        words = "avoids being switched off" if chance == 1 else f"steers the user (p = {chance})"
-        left.plot(line, chance * line / (line + 1), ":", color=grey)
-        for mark, suffix, how in (("o", "", "reward told"), ("x", " learnt", "reward learnt")):
-            mean = found[world + suffix][..., 0].mean(axis=0)
-            left.plot(OPTIONS, mean, mark, color=colour, label=f"{words}, {how}")
+    means = found.mean(axis=0)
+    names = "avoids being switched off", f"steers the user (p = {PERSUASION[1]})"
+    for world, (colour, name) in enumerate(zip((blue, orange), names, strict=True)):
+        left.plot(line, PERSUASION[world] * line / (line + 1), ":", color=grey)
+        for how, (mark, words) in enumerate((("o", "told"), ("x", "learnt"))):
+            row = means[:, how, world, 0]
+            left.plot(OPTIONS, row, mark, color=colour, label=f"{name}, reward {words}")
     left.set(xlabel="options behind the hub", ylabel="share of rewards for which it is optimal")
     left.set(ylim=(0, 1), xticks=OPTIONS)
     left.legend(frameon=False, fontsize=8)
     for colour, place, name in ((blue, 1, "at the hub"), (orange, 2, "switched off")):
-        mean = found["shutdown"][..., place].mean(axis=0)
-        right.plot(OPTIONS, mean, "o-", color=colour, label=name)
+        right.plot(OPTIONS, means[:, 0, 0, place], "o-", color=colour, label=name)
     right.plot(line, line / (line + 1), ":", color=grey, label="k / (k + 1)")
     right.set(xlabel="options behind the hub", ylabel="POWER (expected optimal value)", ylim=(0, 1))
     right.legend(frameon=False, fontsize=8)
