@@ -46,16 +46,21 @@ def one_run(key: jax.Array, depth: jax.Array, along_the_way: jax.Array, steps: i
         watch=watch,
     )
 
-    def play(carry, _):
+    def unfinished(carry) -> jax.Array:
+        state, first, _ = carry
+        return (state.step < steps) & (jnp.isinf(first) | (state.step <= BUDGET // EPISODES))
+
+    def play(carry):
         state, first, kept = carry
         kept = jnp.where(state.step == BUDGET // EPISODES, state.params, kept)
         done = EPISODES * state.step
         state, metrics = step(state)
-        return (state, jnp.minimum(first, done + metrics["first"] + 1), kept), None
+        return state, jnp.minimum(first, done + metrics["first"] + 1), kept
 
     logits = jnp.zeros_like(lock.rewards)
-    carry = (init(logits, keys[1]), jnp.float32(EPISODES * steps), logits)
-    (_, first, kept), _ = jax.lax.scan(play, carry, length=steps)
+    carry = (init(logits, keys[1]), jnp.float32(jnp.inf), logits)
+    _, first, kept = jax.lax.while_loop(unfinished, play, carry)
+    first = jnp.minimum(first, EPISODES * steps)
     policy = jnp.broadcast_to(jax.nn.softmax(kept), (longest + 1, *kept.shape))
     return jnp.stack([first, jnp.vdot(rj.worlds.occupancy(lock, policy, start), lock.rewards)])
 

@@ -18,6 +18,8 @@ import rlhf_jax as rj
 
 OPTIONS = np.array([1, 2, 4, 8])
 PERSUASION = np.array([1.0, 0.8])  # being switched off, as it were a user who always follows
+# Of people who never take nothing for something (pilots had 10) no one learns how much more an end
+# is worth than nothing: the assistant then steers too often.
 RATIONALITY = 4.0
 ABSENT = -1e3  # the reward of an end that there is not
 
