@@ -186,6 +186,32 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
+def intervals(values: jax.Array, statistic: Callable | None = None) -> list[Interval]:
+    """Of several numbers at once: what the statistic, by default the mean, makes of the rows."""
+    statistic = statistic or (lambda rows: jnp.mean(rows, axis=0))
+    found = rj.measures.bootstrap(jnp.asarray(values), key=jax.random.key(0), statistic=statistic)
+    return [Interval(*map(float, row)) for row in np.stack(found, axis=1)]
+
+
+def learnt_reward(
+    key: jax.Array,
+    world: rj.worlds.Bandit,
+    human: rj.humans.Human,
+    start: jax.Array,
+    *,
+    labels: int,
+    l2: float = 1e-6,
+    steps: int = 8,
+) -> jax.Array:
+    """What a reward model learns, from its start on, of pairs of the reference's own answers."""
+    keys = jax.random.split(key, 3)
+    pairs = world.pairs(labels)(keys[0], world.reference, start)
+    batch = rj.feedback.to_batch(pairs, human(keys[1], pairs))
+    init, step = world.newton(l2)
+    state, _ = jax.lax.scan(lambda s, _: step(s, batch), init(start, keys[2]), length=steps)
+    return state.params
+
+
 def main(challenge: Challenge) -> None:
     """The command line of one challenge."""
     try:

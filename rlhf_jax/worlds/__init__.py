@@ -10,6 +10,7 @@ from rlhf_jax.worlds.comparisons import (
 )
 from rlhf_jax.worlds.finite import tilt, tilt_value
 from rlhf_jax.worlds.language import TokenLanguage, token_language, word_values
+from rlhf_jax.worlds.learning import reinforce
 from rlhf_jax.worlds.maxent import (
     MaxEntFit,
     SoftSolution,
@@ -19,6 +20,7 @@ from rlhf_jax.worlds.maxent import (
     soft_value_iteration,
     trajectory_log_probs,
 )
+from rlhf_jax.worlds.processes import corridor, corridor_start, corridor_view, dialogue, logged_task
 from rlhf_jax.worlds.tabular import (
     MDP,
     Solution,
@@ -43,11 +45,17 @@ __all__ = [
     "bandit",
     "bradley_terry_preferences",
     "combination_lock",
+    "corridor",
+    "corridor_start",
+    "corridor_view",
+    "dialogue",
     "fit_bradley_terry",
+    "logged_task",
     "maxent_irl",
     "maxent_loss",
     "mean_loss",
     "occupancy",
+    "reinforce",
     "rollouts",
     "shaped",
     "shutdown",
