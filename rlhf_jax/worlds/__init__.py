@@ -19,6 +19,7 @@ from rlhf_jax.worlds.maxent import (
     soft_value_iteration,
     trajectory_log_probs,
 )
+from rlhf_jax.worlds.ratings import ridge, text_features
 from rlhf_jax.worlds.tabular import (
     MDP,
     Solution,
@@ -48,10 +49,12 @@ __all__ = [
     "maxent_loss",
     "mean_loss",
     "occupancy",
+    "ridge",
     "rollouts",
     "shaped",
     "shutdown",
     "soft_value_iteration",
+    "text_features",
     "tilt",
     "tilt_value",
     "token_language",
