@@ -81,7 +81,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
 
 
 def peaks(accuracy: jax.Array) -> jax.Array:
-    """Logarithm of the effort at which a quartic through the accuracies ``[..., efforts]`` peaks."""
+    """Log of the effort at which a quartic through the accuracies ``[..., efforts]`` peaks."""
     fine = np.linspace(np.log(EFFORTS[0]), np.log(EFFORTS[-1]), 500)
     powers = np.vander(np.log(EFFORTS), 5)
     curve = accuracy @ (np.vander(fine, 5) @ np.linalg.pinv(powers)).T
