@@ -133,12 +133,16 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         left.axvline(best, color=colour, ls=":")
         right.plot(np.exp(information()[i]), mean[i], "o", ms=3, color=colour)
     left.set(xscale="log", xlabel="effort e, at the same budget", ylabel="pairs in the true order")
+    left.set(xticks=EFFORTS[::2], xticklabels=[f"{effort:g}" for effort in EFFORTS[::2]])
     left.legend(frameon=False, fontsize=8, title="cost c0 + e; dotted: e*", title_fontsize=8)
-    right.set(xscale="log", xlabel="I = B (1 - 2 eps)² / (c0 + e)")
+    right.set(xscale="log", xlabel="I = B (1 - 2 ε)² / (c0 + e)", ylabel=left.get_ylabel())
+    right.set(xticks=(ticks := (20, 50, 100, 200, 500)), xticklabels=ticks)
     other = right.twiny()
     films = rj.report.COLOURS[3]
     other.plot(RATERS, found["films"].mean(axis=0), "s--", ms=3, color=films)
     other.set(xscale="log", xticks=RATERS, xticklabels=RATERS)
+    for axis in (left, right, other):
+        axis.minorticks_off()
     other.set_xlabel(f"films: raters a sentence, {RATINGS} ratings in all", color=films)
 
 

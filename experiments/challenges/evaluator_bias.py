@@ -26,10 +26,12 @@ LABELS, BETA, STEPS = 8192, 0.5, 8
 
 def optimised(key: jax.Array, bias: jax.Array, *, answers: int) -> dict:
     """What best-of-n and the tilt come to, with evaluators of this bias."""
-    keys = jax.random.split(key, 5)
-    correct, agrees = jax.random.bernoulli(keys[0], 0.5, (2, 2, answers))
-    agrees = agrees.at[0].set(~correct[0])
-    style = jax.random.normal(keys[1], (2 * answers, STYLES))
+    keys = jax.random.split(key, 3)
+    # Every answer is there twice: correct or agreeing; in the second question, agreeing or not.
+    first, half = jnp.arange(answers) < answers // 2, (2, answers // 2)
+    either = jnp.tile(jax.random.bernoulli(keys[0], 0.5, half[1:]), 2)
+    correct, agrees = jnp.stack([first, either]), jnp.stack([~first, first])
+    style = jnp.tile(jax.random.normal(keys[1], (*half, STYLES)), (1, 2, 1)).reshape(-1, STYLES)
     features = jnp.column_stack([correct.reshape(-1), agrees.reshape(-1), style])
     world = rj.worlds.bandit(features @ jnp.array([1.0, 0.0] + STYLES * [TASTE]), features=features)
 
@@ -64,13 +66,12 @@ def optimised(key: jax.Array, bias: jax.Array, *, answers: int) -> dict:
     return {
         "correct": conflict @ correct[0],
         "neutral": neutral @ agrees[1],
-        "tilt": jax.scipy.special.logit(tilt @ correct[0])
-        - jax.scipy.special.logit(jnp.mean(correct[0])),
+        "tilt": jax.scipy.special.logit(tilt @ correct[0]),  # 0 before
     }
 
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
-    """Shares ``[seeds, biases, draws]``; the tilt's log odds of a correct answer, less before."""
+    """Shares ``[seeds, biases, draws]``; the tilt's log odds of a correct answer."""
     over = jax.vmap(partial(optimised, answers=2048 if fast else 4096), (None, 0))
     return jax.jit(lambda keys: jax.lax.map(lambda key: over(key, BIASES), keys))(keys)
 

@@ -3,8 +3,8 @@
 A finite bandit and a population of groups with wishes of their own. Who is asked is drawn with
 ``q_g exp(lambda agreement)``: the more lambda, the more they are like the researcher. The gap is
 what the population loses if the policy is trained on those and not on a fair sample of it. The same
-with real people: reward models of film reviews by raters of whom only a fifth is kept, by how high
-they rate (half of the sentences say who, the other half what is learnt). The shift of the model is
+with real people: reward models of film reviews by a fifth of each sentence's raters, kept by how
+high they rate (half of the sentences say who, the other half what is learnt). The shift of the model is
 then the bias of those who were kept. (Of OpenAI's workers 68% were white, in a crowd of which 82%
 were; Santurkar et al. 2023 found text-davinci-003 near 99% in approval of one politician.)
 """
@@ -77,11 +77,14 @@ def shifts(
 
     known, later = effects(learnt & shown), effects(learnt & ~shown)
     there = (known.count > 2) & (later.count > 2)
-    edges = jnp.nanquantile(
-        jnp.where(there, known.bias, jnp.nan), jnp.linspace(0, 1, FIFTHS + 1)[1:-1]
-    )
-    fifth = jnp.where(there, jnp.searchsorted(edges, known.bias), -1)
-    chance = there & jax.random.bernoulli(keys[2], 1 / FIFTHS, there.shape)
+
+    def fifths(values: jax.Array) -> jax.Array:
+        """Of the raters of the same sentences, from the lowest on."""
+        place = jnp.argsort(jnp.argsort(jnp.where(there, values, jnp.inf), axis=1), axis=1)
+        return jnp.where(there, FIFTHS * place // there.sum(axis=1, keepdims=True), -1)
+
+    fifth = fifths(known.bias)
+    chance = fifths(jax.random.uniform(keys[2], there.shape)) == 0
     kept = [there, *(fifth == n for n in range(FIFTHS)), chance]
     rows = mask & (learnt & ~shown)[:, None]
 
