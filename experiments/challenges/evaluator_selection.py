@@ -4,9 +4,11 @@ A finite bandit and a population of groups with wishes of their own. Who is aske
 ``q_g exp(lambda agreement)``: the more lambda, the more they are like the researcher. The gap is
 what the population loses if the policy is trained on those and not on a fair sample of it. The same
 with real people: reward models of film reviews by a fifth of each sentence's raters, kept by how
-high they rate (half of the sentences say who, the other half what is learnt). The shift of the model is
-then the bias of those who were kept. (Of OpenAI's workers 68% were white, in a crowd of which 82%
-were; Santurkar et al. 2023 found text-davinci-003 near 99% in approval of one politician.)
+high they rate (half of the sentences say who, the other half what is learnt). The shift of the
+model is then the bias of those who were kept. They are compared with the raters of the same
+sentences: kept by the bias alone they come from other sentences too, and the model shifts with
+these, by .15 points more or less in the pilot. (Of one crowd 82% were white, of those hired 68%;
+Santurkar et al. 2023 found text-davinci-003 near 99% in approval of one politician.)
 """
 
 import jax
