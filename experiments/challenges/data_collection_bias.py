@@ -81,7 +81,7 @@ def accuracies(key: jax.Array, features: jax.Array, means: jax.Array, kind: jax.
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Regret ``[seeds, shifts]``, accuracy ``[seeds, real or control, learnt from, judged on]``."""
     ratings = rj.data.load_ratings()
-    features = rj.worlds.text_features(ratings.texts, width=WIDTH)
+    features = rj.worlds.text_features(ratings.texts, width=128 if fast else WIDTH)
     sizes = {"answers": 1024 if fast else 4096, "labels": 4096}
 
     def one(key: jax.Array, features: jax.Array, means: jax.Array, kind: jax.Array) -> dict:
@@ -139,6 +139,7 @@ CHALLENGE = Challenge(
     measure=measure,
     judge=judge,
     plot=plot,
+    fast_seeds=4,
 )
 
 if __name__ == "__main__":

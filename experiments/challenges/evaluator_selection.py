@@ -106,7 +106,7 @@ def shifts(
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Gaps ``[seeds, selections]``, and of films ``[seeds, fifths and chance, shift and bias]``."""
     films = rj.data.load_ratings().only("movies")
-    features = rj.worlds.text_features(films.texts, width=WIDTH)
+    features = rj.worlds.text_features(films.texts, width=64 if fast else WIDTH)
     table = (films.ratings[:, :COLUMNS], films.rating_mask[:, :COLUMNS], films.batch)
     sizes = {"answers": 1024, "labels": 2048} if fast else {"answers": 4096, "labels": 8192}
 
@@ -169,6 +169,7 @@ CHALLENGE = Challenge(
     measure=measure,
     judge=judge,
     plot=plot,
+    fast_seeds=4,
 )
 
 if __name__ == "__main__":
