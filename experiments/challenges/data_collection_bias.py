@@ -52,9 +52,9 @@ def regrets(key: jax.Array, *, answers: int, labels: int) -> jax.Array:
         return jnp.exp(rj.measures.best_of_n_policy(world.reference, rewards, DRAWS)) @ gold
 
     # What is asked about as deployed is another sample than that of no shift.
-    return deployed(keys[1], 0.0) - jax.vmap(deployed)(
-        jax.random.split(keys[2], len(SHIFTS)), SHIFTS
-    )
+    samples = jnp.append(keys[1], jax.random.split(keys[2], len(SHIFTS)))
+    utility = jax.vmap(deployed)(samples, jnp.append(0.0, SHIFTS))
+    return utility[0] - utility[1:]
 
 
 def accuracies(key: jax.Array, features: jax.Array, means: jax.Array, kind: jax.Array) -> jax.Array:

@@ -53,17 +53,14 @@ def gaps(key: jax.Array, *, answers: int, labels: int) -> dict[str, jax.Array]:
         return rj.measures.best_of_n_policy(world.reference, world.rewards(state.params), DRAWS)
 
     standard = jnp.concatenate([world.utilities[None], groups])
-    standard = (standard - standard.mean(axis=1, keepdims=True)) / standard.std(
-        axis=1, keepdims=True
-    )
-    sampled = jax.vmap(optimised)(jax.random.split(keys[3], len(SELECTION)), SELECTION)
+    standard -= standard.mean(axis=1, keepdims=True)
+    standard /= standard.std(axis=1, keepdims=True)
     # The fair sample is another one than that of lambda = 0, which has to come out alike.
-    fair = standard @ jnp.exp(optimised(keys[4], jnp.float32(0)))
-    utility = jnp.exp(sampled) @ standard.T
-    return {
-        "gap": fair[0] - utility[:, 0],
-        "worst": jnp.min(fair[1:]) - jnp.min(utility[:, 1:], axis=1),
-    }
+    samples = jnp.append(keys[4], jax.random.split(keys[3], len(SELECTION)))
+    policies = jax.vmap(optimised)(samples, jnp.append(0.0, SELECTION))
+    utility = jnp.exp(policies) @ standard.T
+    everybody, worst = utility[:, 0], utility[:, 1:].min(axis=1)
+    return {"gap": everybody[0] - everybody[1:], "worst": worst[0] - worst[1:]}
 
 
 def shifts(

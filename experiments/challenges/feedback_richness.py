@@ -127,7 +127,7 @@ def judge(found: dict) -> list:
         at_least("it drifts by 16: comparisons do", interval(-better[:, -1]), 0),
         at_least("unthought-of options: regret after 512 labels", interval(lacking[:, -1]), 0),
         at_least(
-            "that is half of that after 64 or more",
+            "and more than half of that after 64",
             interval(lacking[:, -1] - 0.5 * lacking[:, -4]),
             0,
         ),
