@@ -7,8 +7,9 @@ with real people: reward models of film reviews by a fifth of each sentence's ra
 high they rate (half of the sentences say who, the other half what is learnt). The shift of the
 model should then be the bias of those who were kept. By the bias alone it is not: they come from
 other sentences too, and a model that reads little out of a text shifts with those as well. So it
-is proposed to keep them from among the raters of the same sentences. (Of one crowd 82% were white, of those hired 68%;
-Santurkar et al. 2023 found text-davinci-003 near 99% in approval of one politician.)
+is proposed to keep them from among the raters of the same sentences. (Of one crowd 82% were white,
+of those hired 68%; Santurkar et al. 2023 found text-davinci-003 near 99% in approval of one
+politician.)
 """
 
 import jax
@@ -66,9 +67,7 @@ def gaps(key: jax.Array, *, answers: int, labels: int) -> dict[str, jax.Array]:
 def shifts(
     key: jax.Array, features: jax.Array, ratings: jax.Array, mask: jax.Array, batch: jax.Array
 ) -> jax.Array:
-    """Of the raters kept, the model's shift and their bias: fifths of each sentence's raters, of
-    all raters, and a fifth by chance.
-    """
+    """The model's shift and the bias of those kept: by fifths of a sentence's raters, of all."""
     keys, batches = jax.random.split(key, 3), len(features) // 30 + 1
     learnt = (jax.random.uniform(keys[0], (batches,)) < 0.7)[batch]
     shown = jax.random.bernoulli(keys[1], 0.5, batch.shape)  # where it is seen who rates high
