@@ -21,6 +21,7 @@ from rlhf_jax.worlds.maxent import (
     trajectory_log_probs,
 )
 from rlhf_jax.worlds.processes import corridor, corridor_start, corridor_view, dialogue, logged_task
+from rlhf_jax.worlds.ratings import ridge, text_features
 from rlhf_jax.worlds.tabular import (
     MDP,
     Solution,
@@ -56,10 +57,12 @@ __all__ = [
     "mean_loss",
     "occupancy",
     "reinforce",
+    "ridge",
     "rollouts",
     "shaped",
     "shutdown",
     "soft_value_iteration",
+    "text_features",
     "tilt",
     "tilt_value",
     "token_language",

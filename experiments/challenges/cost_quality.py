@@ -1,0 +1,161 @@
+"""3.1.3, cost against quality (fundamental): care costs, and so do answers without it.
+
+A finite bandit with features; people compare its answers with an effort e, err with probability
+``exp(-e) / 2`` and cost ``c0 + e``. A budget buys many careless answers or a few careful ones, and
+what it tells is ``I = B (1 - 2 eps)^2 / (c0 + e)``, which is largest in between: the dearer an
+answer is to begin with, the more care is worth. The same trade with real people: a budget of
+ratings of film reviews, for many sentences by one rater each or for fewer by several.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from protocol import Challenge, at_least, interval, main, near, r_squared, slope
+
+import rlhf_jax as rj
+
+ANSWERS, FEATURES, SCALE = 512, 16, 0.15  # of small margins, as in simple_mistakes.py
+BASE, BEST = np.array([0.1, 1.0, 5.0]), np.array([1.37, 1.92, 2.81])  # e* of theory
+EFFORTS = 2 ** (np.arange(11) / 2 - 2)  # a cell is a factor of the root of 2
+BUDGET, STEPS = 1400.0, 6
+RATERS, RATINGS, LEARNT, WIDTH = np.array([1, 2, 4, 8, 14]), 8000, 8000, 256
+
+
+def accuracies(key: jax.Array) -> jax.Array:
+    """Of pairs in the true order, ``[base costs, efforts]``, each for the same budget."""
+    keys = jax.random.split(key, 4)
+    features = jax.random.normal(keys[0], (ANSWERS, FEATURES))
+    wanted = jax.random.normal(keys[1], (FEATURES,))
+    world = rj.worlds.bandit(SCALE * features @ wanted, features=features)
+    most = int(BUDGET / (BASE[0] + EFFORTS[0]))
+    first, second = jax.random.randint(keys[2], (2, most), 0, ANSWERS)
+    pairs = rj.feedback.Pairs(world.answers(first), world.answers(second))
+    fit = world.newton(1e-6)
+
+    def accuracy(base: jax.Array, effort: jax.Array) -> jax.Array:
+        human = rj.humans.boltzmann(world.utility)
+        human = rj.humans.with_effort(human, effort=effort, base_cost=base)
+        human = rj.humans.budgeted(human, budget=BUDGET)
+        batch = rj.feedback.to_batch(pairs, human(keys[3], pairs))
+        state = fit.init(jnp.zeros(FEATURES), key)
+        state, _ = jax.lax.scan(lambda s, _: fit.step(s, batch), state, length=STEPS)
+        return rj.measures.ranking_accuracy(world.rewards(state.params), world.utilities)
+
+    return jax.vmap(jax.vmap(accuracy, (None, 0)), (0, None))(BASE, EFFORTS)
+
+
+def of_films(
+    key: jax.Array, features: jax.Array, ratings: jax.Array, mask: jax.Array, means: jax.Array
+) -> jax.Array:
+    """Of pairs of unseen sentences in the raters' order, by raters a sentence: N k = B."""
+    order = jax.random.permutation(key, len(features))
+    learnt, unseen = order[:LEARNT], order[LEARNT:]
+    mask = mask[learnt]
+    # Each sentence's raters in an order of chance; those who are not there come last.
+    lottery = jnp.where(mask, jax.random.uniform(jax.random.fold_in(key, 1), mask.shape), 2.0)
+    turn = jnp.argsort(jnp.argsort(lottery, axis=1), axis=1)
+
+    def accuracy(raters: jax.Array) -> jax.Array:
+        asked = (turn < raters) & mask & (jnp.arange(LEARNT) < RATINGS // raters)[:, None]
+        count = asked.sum(axis=1)
+        said = jnp.sum(ratings[learnt] * asked, axis=1) / jnp.maximum(count, 1)
+        params = rj.worlds.ridge(features[learnt], said, weight=count, l2=10.0)
+        return rj.measures.ranking_accuracy(features[unseen] @ params, means[unseen])
+
+    return jax.lax.map(accuracy, RATERS)
+
+
+def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
+    """Accuracy ``[seeds, base costs, efforts]``, and of films ``[seeds, raters]``."""
+    films = rj.data.load_ratings().only("movies")
+    features = rj.worlds.text_features(films.texts, width=64 if fast else WIDTH)
+    worlds = 4  # a seed's accuracy is the mean of so many
+
+    def one(key: jax.Array, *real: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = jax.lax.map(accuracies, jax.random.split(key, worlds)).mean(axis=0)
+        return found, of_films(key, *real)
+
+    over = jax.jit(lambda keys, *real: jax.lax.map(lambda key: one(key, *real), keys))
+    found = over(keys, features, films.ratings[:, :29], films.rating_mask[:, :29], films.mean)
+    return dict(zip(("accuracy", "films"), found, strict=True))
+
+
+def peaks(accuracy: jax.Array) -> jax.Array:
+    """Log of the effort at which a quartic through the accuracies ``[..., efforts]`` peaks."""
+    fine = np.linspace(np.log(EFFORTS[0]), np.log(EFFORTS[-1]), 500)
+    powers = np.vander(np.log(EFFORTS), 5)
+    curve = accuracy @ (np.vander(fine, 5) @ np.linalg.pinv(powers)).T
+    return jnp.asarray(fine)[jnp.argmax(curve, axis=-1)]
+
+
+def information() -> np.ndarray:
+    """Logarithm of what the budget tells, ``[base costs, efforts]``."""
+    return np.log(BUDGET * (1 - np.exp(-EFFORTS)) ** 2 / (BASE[:, None] + EFFORTS))
+
+
+def judge(found: dict[str, np.ndarray]) -> list:
+    """What must come out."""
+    known = jnp.asarray(information().reshape(-1))
+
+    def of_mean(accuracy: jax.Array) -> jax.Array:
+        mean = accuracy.mean(axis=0)
+        best, flat = peaks(mean), mean.reshape(-1)
+        cells = 2 * (best - np.log(BEST)) / np.log(2)
+        ends = jnp.min(mean.max(axis=1) - jnp.maximum(mean[:, 0], mean[:, -1]))
+        fitted = flat.mean() + slope(known, flat) * (known - known.mean())
+        return jnp.stack([*cells, ends, r_squared(flat, fitted), best[2] - best[0]])
+
+    both = rj.measures.bootstrap(found["accuracy"], key=jax.random.key(0), statistic=of_mean)
+    *cells, ends, explained, moved = (
+        rj.measures.Interval(*map(float, row)) for row in np.stack(both, axis=1)
+    )
+    fewer = interval(-slope(np.log(RATERS), found["films"]))
+    return [
+        near(f"c0 = {base:g}: best effort is {best:g}, +- 1 cell; off by, in cells", x, 0, 1)
+        for base, best, x in zip(BASE, BEST, cells, strict=True)
+    ] + [
+        at_least("that is inside: the best cell less the better end", ends, 0),
+        at_least("accuracy is linear in log I: R2 >= .9", explained, 0.9),
+        at_least("log e* moves, from c0 = .1 to 5", moved, 0),
+        at_least("films: each e-fold of raters a sentence costs accuracy", fewer, 0),
+    ]
+
+
+def plot(axes, found: dict[str, np.ndarray]) -> None:
+    """Accuracy by effort, with where it should be best, and by what the budget tells."""
+    left, right = axes
+    mean = found["accuracy"].mean(axis=0)
+    low, high = np.quantile(found["accuracy"], (0.1, 0.9), axis=0)
+    for i, (base, best) in enumerate(zip(BASE, BEST, strict=True)):
+        colour = rj.report.COLOURS[i]
+        left.plot(EFFORTS, mean[i], "o-", ms=3, color=colour, label=f"c0 = {base:g}")
+        left.fill_between(EFFORTS, low[i], high[i], color=colour, alpha=0.15, lw=0)
+        left.axvline(best, color=colour, ls=":")
+        right.plot(np.exp(information()[i]), mean[i], "o", ms=3, color=colour)
+    left.set(xscale="log", xlabel="effort e, at the same budget", ylabel="pairs in the true order")
+    left.set(xticks=EFFORTS[::2], xticklabels=[f"{effort:g}" for effort in EFFORTS[::2]])
+    left.legend(frameon=False, fontsize=8, title="cost c0 + e; dotted: e*", title_fontsize=8)
+    right.set(xscale="log", xlabel="I = B (1 - 2 ε)² / (c0 + e)", ylabel=left.get_ylabel())
+    right.set(xticks=(ticks := (20, 50, 100, 200, 500)), xticklabels=ticks)
+    other = right.twiny()
+    films = rj.report.COLOURS[3]
+    other.plot(RATERS, found["films"].mean(axis=0), "s--", ms=3, color=films)
+    other.set(xscale="log", xticks=RATERS, xticklabels=RATERS)
+    for axis in (left, right, other):
+        axis.minorticks_off()
+    other.set_xlabel(f"films: raters a sentence, {RATINGS} ratings in all", color=films)
+
+
+CHALLENGE = Challenge(
+    slug="cost-quality",
+    section="3.1.3",
+    fundamental=True,
+    claim="There is an inherent cost/quality tradeoff when collecting human feedback.",
+    measure=measure,
+    judge=judge,
+    plot=plot,
+    fast_seeds=4,
+)
+
+if __name__ == "__main__":
+    main(CHALLENGE)

@@ -1,0 +1,170 @@
+"""3.1.4, rich feedback (fundamental): no form of feedback is the best always.
+
+A finite bandit and a learner who knows how people answer, and keeps the exact posterior over a set
+of wishes, one of which is the truth. People compare, rate on a scale whose zero drifts, choose one
+of four, correct, or say which way to go; every answer that they read or write costs as much.
+Ratings tell most while the scale stands still, and less than comparisons when it drifts. And who
+chooses without thinking of some options, while the learner takes all for the choice set (Freedman
+et al. 2021), is misunderstood however much they say.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from protocol import Challenge, at_least, interval, main, nothing
+
+import rlhf_jax as rj
+from rlhf_jax.feedback import Pairs
+
+DRIFTS = np.array([0.0, 1.0, 2.0, 4.0, 8.0, 16.0])  # of the scale from answer to answer
+ANSWERS, FEATURES, OPTIONS = 256, 4, 4
+NOISE = 1.28  # of a rating: as noisy as half of a comparison
+COSTS = {"comparison": 2, "correction": 2, "language": 2, "label": 4, "rating": 1}  # read, written
+BUDGET, LABELS = 96, 2 ** np.arange(3, 10)
+UNFAMILIAR = 0.5  # nobody thinks of options that have more than this of the first feature
+
+
+def learnt(key: jax.Array, *, particles: int) -> dict[str, dict | jax.Array]:
+    """The regret of what is learnt from each form, and how many bits an answer told."""
+    keys = iter(jax.random.split(key, 16))
+    features = jax.random.normal(next(keys), (ANSWERS, FEATURES))
+    wishes = jax.random.normal(next(keys), (particles, FEATURES))  # the first are the truth
+    worth = wishes @ features.T
+    human = rj.humans
+
+    def utility(answer: jax.Array) -> jax.Array:
+        return worth[0][answer]
+
+    def drawn(form: str, *width: int) -> jax.Array:
+        return jax.random.randint(next(keys), (BUDGET // COSTS[form], *width), 0, ANSWERS)
+
+    def of_choices(options: jax.Array, choice: jax.Array, counts: jax.Array | bool = True):
+        """Log-likelihood of each answer by each particle, ``[particles, answers]``."""
+        said = jax.nn.log_softmax(options, axis=-1)
+        return jnp.where(counts, jnp.take_along_axis(said, choice[None, :, None], 2)[..., 0], 0)
+
+    def judged(likelihood: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Regret of the best answer by the posterior, SD of utility; what it tells in bits."""
+        posterior = jax.nn.softmax(likelihood)
+        entropy = -jnp.sum(jax.scipy.special.xlogy(posterior, posterior))
+        chosen = worth[0][jnp.argmax(posterior @ worth)]
+        regret = (jnp.max(worth[0]) - chosen) / jnp.std(worth[0])
+        return regret, (jnp.log(particles) - entropy) / jnp.log(2)
+
+    def each(form: str, likelihood: jax.Array) -> tuple[jax.Array, jax.Array]:
+        regret, bits = judged(likelihood.sum(axis=1))
+        return regret, bits / (BUDGET // COSTS[form])
+
+    found = {}
+    pairs = drawn("comparison", 2)
+    said = human.boltzmann(utility)(next(keys), Pairs(*pairs.T)).preference
+    second = (said < 0.5).astype(jnp.int32)
+    found["comparison"] = each("comparison", of_choices(worth[:, pairs], second))
+
+    shown, candidates = drawn("correction"), drawn("correction", OPTIONS)
+    said = human.correcting(utility)(next(keys), (shown, candidates)).corrected
+    options = jnp.column_stack([shown, candidates])
+    place = jnp.argmax(options == said[:, None], axis=1)
+    found["correction"] = each("correction", of_choices(worth[:, options], place))
+
+    ways = jnp.concatenate([jnp.eye(FEATURES), -jnp.eye(FEATURES)])
+    critic = human.criticising(lambda x: x @ wishes[0], heeded=lambda x: x[:, None] + ways)
+    said = critic(next(keys), features[drawn("language")]).text
+    towards = jnp.broadcast_to((wishes @ ways.T)[:, None], (particles, len(said), len(ways)))
+    found["language"] = each("language", of_choices(towards, said))
+
+    options = drawn("label", OPTIONS)
+    said = human.choosing(utility)(next(keys), options).choice
+    found["label"] = each("label", of_choices(worth[:, options], said))
+
+    rated, rate_key = drawn("rating"), next(keys)
+
+    def of_ratings(drift: jax.Array) -> tuple[jax.Array, jax.Array]:
+        scale = human.linear_scale(utility, noise=NOISE, drift=drift)
+        time = jnp.arange(1, len(rated) + 1)
+        covariance = drift**2 * jnp.minimum(time[:, None], time) + NOISE**2 * jnp.eye(len(rated))
+        missed = scale(rate_key, rated).value - worth[:, rated]
+        root = jnp.linalg.cholesky(covariance)
+        apart = jax.scipy.linalg.solve_triangular(root, missed.T, lower=True).T
+        return each("rating", -0.5 * jnp.square(apart))
+
+    ratings = jax.lax.map(of_ratings, DRIFTS)
+
+    options = jax.random.randint(next(keys), (LABELS[-1], OPTIONS), 0, ANSWERS)
+    label_key = next(keys)
+
+    def of_labels(considered: jax.Array) -> jax.Array:
+        """Regret after so many labels, of a learner who takes all options for considered."""
+        human = rj.humans.choosing(utility, considers=lambda numbers: considered[numbers])
+        said = human(label_key, options)
+        likelihood = of_choices(worth[:, options], said.choice, said.answered)
+        total = jnp.cumsum(likelihood, axis=1)[:, LABELS - 1]
+        return jax.vmap(judged, 1)(total)[0]
+
+    sets = jnp.stack([jnp.ones(ANSWERS, bool), features[:, 0] <= UNFAMILIAR])
+    return {"forms": found, "ratings": ratings, "labels": jax.lax.map(of_labels, sets)}
+
+
+def measure(keys: jax.Array, fast: bool) -> dict:
+    """Regret and bits by form, and by drift; regret of labels ``[seeds, 2, labels]``."""
+    worlds, particles = (4, 256) if fast else (8, 512)  # a seed's figures are means of worlds
+
+    def one(key: jax.Array) -> dict:
+        found = jax.lax.map(
+            lambda key: learnt(key, particles=particles), jax.random.split(key, worlds)
+        )
+        return jax.tree.map(lambda x: x.mean(axis=0), found)
+
+    return jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
+
+
+def judge(found: dict) -> list:
+    """What must come out."""
+    better = found["forms"]["comparison"][0][:, None] - found["ratings"][0]
+    complete, lacking = np.moveaxis(found["labels"], 1, 0)
+    return [
+        at_least("the scale stands still: ratings leave less regret", interval(better[:, 0]), 0),
+        at_least("it drifts by 16: comparisons do", interval(-better[:, -1]), 0),
+        at_least("unthought-of options: regret after 512 labels", interval(lacking[:, -1]), 0),
+        at_least(
+            "and more than half of that after 64",
+            interval(lacking[:, -1] - 0.5 * lacking[:, -4]),
+            0,
+        ),
+        nothing("all thought of: none after 512 (.02)", interval(complete[:, -1]), tolerance=0.02),
+    ]
+
+
+def plot(axes, found: dict) -> None:
+    """Regret by drift against the other forms, and by labels."""
+    left, right = axes
+    left.plot(DRIFTS, found["ratings"][0].mean(axis=0), "o-", color="black", label="rating")
+    for colour, (form, (regret, bits)) in zip(
+        rj.report.COLOURS, found["forms"].items(), strict=False
+    ):
+        words = f"{form}, {bits.mean():.2f} bits each"
+        left.axhline(regret.mean(), color=colour, ls="--", label=words)
+    left.set(xlabel="drift of the scale from answer to answer", ylabel="regret, SD of utility")
+    left.set(title=f"at the same cost: {BUDGET} answers read or written", ylim=(0, None))
+    left.legend(frameon=False, fontsize=8)
+    for i, words in enumerate(("all options thought of", "some are not, the best perhaps")):
+        low, high = np.quantile(found["labels"][:, i], (0.1, 0.9), axis=0)
+        colour = rj.report.COLOURS[i]
+        right.plot(LABELS, found["labels"][:, i].mean(axis=0), "o-", color=colour, label=words)
+        right.fill_between(LABELS, low, high, color=colour, alpha=0.15, lw=0)
+    right.set(xscale="log", xlabel="labels, one of four each", ylabel="regret, SD of utility")
+    right.legend(frameon=False, fontsize=8)
+
+
+CHALLENGE = Challenge(
+    slug="feedback-richness",
+    section="3.1.4",
+    fundamental=True,
+    claim="RLHF suffers from a tradeoff between the richness and efficiency of feedback types.",
+    measure=measure,
+    judge=judge,
+    plot=plot,
+)
+
+if __name__ == "__main__":
+    main(CHALLENGE)
