@@ -6,6 +6,7 @@ https://arxiv.org/abs/2004.05150
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -254,13 +255,13 @@ def attend(
 
     weights = jnp.concatenate([scores(block) for block in blocks], axis=-1)
     weights = jax.nn.softmax(weights, axis=-1).astype(queries.dtype)
-    mixed, start = 0, 0
-    for block in blocks:
-        end = start + block.keys.shape[2]
-        part = shared(weights[..., start:end], block)
-        product = jnp.einsum("nkgsmt,ngtd->nksgmd", part, block.values.astype(queries.dtype))
-        mixed, start = mixed + product.reshape(batch, new, heads * width), end
-    return mixed
+    ends = list(itertools.accumulate(block.keys.shape[2] for block in blocks))
+    mixed = [
+        jnp.einsum("nkgsmt,ngtd->nksgmd", shared(part, block), block.values.astype(queries.dtype))
+        for part, block in zip(jnp.split(weights, ends[:-1], axis=-1), blocks, strict=True)
+    ]
+    first, *rest = (x.reshape(batch, new, heads * width) for x in mixed)
+    return sum(rest, first)
 
 
 def _cudnn_can(queries: jax.Array, block: KeyBlock) -> bool:

@@ -2,8 +2,8 @@
 
 Stacked, they compile in the same time however deep the model. But a loop over stacked layers first
 copies each layer's matrices out of the stack, on a CPU, for every token: half as much time again as
-their products with sixteen rows take. ``config.unrolled_decoding`` therefore takes the layers apart,
-once a call, and those of the cache with them.
+their products with sixteen rows take. With ``config.unrolled_decoding`` generation therefore takes
+the layers apart, once a call, and those of the cache with them.
 """
 
 import jax
