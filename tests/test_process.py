@@ -165,7 +165,7 @@ def test_dense_rewards_make_the_advantages_computed_by_hand(kind):
     )
     policy = toys.bigram_params()
     params = ActorCritic(policy, jnp.float32(1)) if kind == "critic" else policy
-    prompts = toys.prompts(2 if kind == "group" else 4, length=2)
+    prompts = toys.prompts(2 if kind == "group" else 4, length=1)
     prompts = prompts.replace(mask=np.ones_like(prompts.mask))
     state = algorithm.init(params, jax.random.key(0))
     after, metrics = jax.jit(algorithm.step)(state, prompts)
@@ -178,6 +178,11 @@ def test_dense_rewards_make_the_advantages_computed_by_hand(kind):
     moved = after.params.policy if kind == "critic" else after.params
     expected = policy["table"] - jax.grad(loss)(policy)["table"]
     np.testing.assert_allclose(moved["table"], expected, atol=1e-5)
+    if kind == "group":  # Answers that begin among the prompts' columns are nothing to learn from.
+        after, metrics = jax.jit(algorithm.step)(state, toys.prompts(2, length=2))
+        assert np.isnan(metrics["length"]) and metrics["skipped"] == 1
+        with pytest.raises(ValueError, match="the prompts' 4 columns and the responses behind"):
+            jax.eval_shape(algorithm.step, state, toys.prompts(2, length=4))
 
 
 def above_the_mean(rewards, values, mask):

@@ -80,8 +80,7 @@ def laid_out(
     """
     packed = batch if isinstance(batch, Packed) else None
     batch = batch if packed is None else _unpacked(packed)
-    every = sides_of(batch)
-    text = every[0] if len(every) == 1 else together(every)
+    text = together(sides_of(batch))
     return Laid(batch, text, text if packed is None else packed.rows, packed)
 
 

@@ -129,7 +129,8 @@ def policy_gradient(
 
     Args:
         logits_fn: the policy, ``params -> logits``; of ``ActorCritic.policy`` if there is a critic.
-        sample_fn: the same policy generating, as from ``sampling.sampler``.
+        sample_fn: the same policy generating, as from ``sampling.sampler``: the prompts' columns
+            and, only behind them, the responses; otherwise ``length`` is nan and nothing is learnt.
         reward_fn: ``(frozen.reward, sequences) -> rewards[B]``, or ``[B, T]``, each earned at its
             token. With ``aggregate`` several of these: ``[M, B]`` or ``[M, B, T]``.
         optimizer: any optax transformation.
@@ -308,10 +309,13 @@ def policy_gradient(
             estimates = adv.whiten(estimates, mask, axis_name=axis_name)
 
         kl = jnp.sum(kl_k1(old_log_probs, ref_log_probs), axis=-1)
+        length = jnp.sum(mask, axis=-1).astype(jnp.float32)
+        # A response among the prompts' columns has no log-probs here: the step is to be skipped.
+        length = jnp.where(jnp.any(mask[:, :start], axis=-1), jnp.nan, length)
         means = {
             "reward": rows_mean(rewards, valid),
             "kl": rows_mean(kl, valid),
-            "length": rows_mean(jnp.sum(mask, axis=-1).astype(jnp.float32), valid),
+            "length": rows_mean(length, valid),
             "entropy": token_mean(-old_log_probs, mask),
         }
         metrics = divided(means, axis_name) | {"kl_coefficient": state.extra.kl_coefficient}

@@ -115,7 +115,7 @@ def reward_model(
                 keep = jax.vmap(
                     lambda k, row: jax.random.bernoulli(k, 1 - token_dropout, row.shape)
                 )
-                mask &= keep(keys, mask)
+                mask = mask & keep(keys, mask)
             scores = laid.scores(score_fn(params, laid.rows.tokens, laid.seen(mask)), mask)
             scores = scores.reshape(len(every), -1, *scores.shape[1:])
             if personal is not None:
