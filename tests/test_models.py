@@ -286,7 +286,7 @@ def test_linen_apply_is_a_pure_function_of_params():
     _, params, _ = language_model(CONFIG)
     hidden, (keys, _) = module.apply({"params": params}, TOKENS, ALL)
     assert hidden.shape == (2, 6, 16)
-    assert keys.shape == (3, 2, 6, 2, 6)
+    assert keys.shape == (3, 2, 2, 6, 6)
 
 
 @pytest.mark.parametrize("presence", [False, True])

@@ -48,6 +48,8 @@ class Config:
     slots: int = 32
     """Of refilling; and the batch that is compared with the peer."""
     rounds: int = 5
+    unrolled: bool = False
+    """Whether generation takes the layers apart (``unrolled_decoding``)."""
     peer: bool = False
     peer_python: Path = Path(sys.executable)
     """Of an environment with torch and transformers."""
@@ -231,7 +233,8 @@ def main(config: Config) -> None:
         small = {"size": "toy", "prompts": 4, "samples": 2, "slots": 3, "rounds": 1}
         config = dataclasses.replace(config, **small, prompt_length=4, response_length=8)
     run = rj.runs.start(config.run_dir, config, overwrite=config.overwrite)
-    model = rj.models.language_model(SHAPES[config.size])
+    shape = dataclasses.replace(SHAPES[config.size], unrolled_decoding=config.unrolled)
+    model = rj.models.language_model(shape)
     params = model.init(jax.random.key(0))
     result = {"size": config.size, "load": os.getloadavg()[0]}
     result["unequal"] = unequal(config, model, params)

@@ -42,16 +42,17 @@ def filter_logits(
     if temperature == 0:
         best = jnp.argmax(logits, axis=-1, keepdims=True)
         return jnp.where(jnp.arange(logits.shape[-1]) == best, 0.0, -jnp.inf)
-    log_probs = jax.nn.log_softmax(logits / temperature)
+    # Logits are compared as they came: what is computed twice may be rounded in two ways.
     if top_k is not None and top_k < logits.shape[-1]:
-        least = jax.lax.top_k(log_probs, top_k)[0][..., -1:]
-        log_probs = jax.nn.log_softmax(jnp.where(log_probs >= least, log_probs, -jnp.inf))
+        least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
     if top_p is not None and top_p < 1:
-        ordered = jnp.sort(log_probs, axis=-1, descending=True)
-        before = jnp.cumsum(jnp.exp(ordered), axis=-1) - jnp.exp(ordered)
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probabilities = jax.nn.softmax(ordered / temperature)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
         least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
-        log_probs = jax.nn.log_softmax(jnp.where(log_probs >= least, log_probs, -jnp.inf))
-    return log_probs
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return jax.nn.log_softmax(logits / temperature)
 
 
 def drawer(temperature: float, top_k: int | None, top_p: float | None) -> DrawFn:
