@@ -191,7 +191,10 @@ def test_a_checkpoint_with_sums_is_read_and_its_damage_seen(tmp_path, monkeypatc
     assert checkpoint.save(tmp_path, state, config=CONFIG) == tmp_path / "3"
     with monkeypatch.context() as patch:
         patch.setattr(digests, "_finalised", lambda x: x)
-        with pytest.raises(checkpoint.CheckpointError, match="is not what was saved"):
+        with (
+            pytest.warns(UserWarning, match="damaged and passed over"),
+            pytest.raises(checkpoint.CheckpointError, match="is not what was saved"),
+        ):
             checkpoint.restore(tmp_path, state, config=CONFIG)
 
 

@@ -64,8 +64,8 @@ def rules_for(config: TransformerConfig, mesh: Mesh) -> Rules:
         ValueError: as ``check_model``.
 
     >>> mesh = jax.sharding.AbstractMesh((2,), ("tensor",))
-    >>> rules = rules_for(TransformerConfig(vocab_size=17, hidden_size=8, num_heads=2), mesh)
-    >>> dict(rules)["*unembed"]
+    >>> config = TransformerConfig(vocab_size=17, hidden_size=8, num_heads=2, num_kv_heads=2)
+    >>> dict(rules_for(config, mesh))["*unembed"]
     ('fsdp', None)
     """
     check_model(config, mesh)
