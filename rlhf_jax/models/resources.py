@@ -96,7 +96,7 @@ def choose_remat(
     >>> config = TransformerConfig(vocab_size=64, hidden_size=8, num_layers=4)
     >>> choose_remat(config, rows=2, length=16, bytes_available=1e9)
     False
-    >>> choose_remat(config, rows=2, length=16, bytes_available=3e5)
+    >>> choose_remat(config, rows=2, length=16, bytes_available=4.5e5)
     True
     """
     for remat in _POLICIES:
