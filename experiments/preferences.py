@@ -6,6 +6,7 @@ a folder or the hub; a published model, or a small one from scratch. Writes runs
 """
 
 import dataclasses
+import math
 import sys
 import time
 import zlib
@@ -68,6 +69,8 @@ class Config:
     layers: int = 4
     vocabulary: int = 4096
     devices: int = 1  # that each batch is cut over
+    mesh: str | None = None
+    """Or how batch and parameters are cut over devices: "data=2,fsdp=4,tensor=2"."""
     evaluated: int = 128  # prompts held out that are answered, at most
     resume: bool = False
     overwrite: bool = False
@@ -165,6 +168,22 @@ def optimizer(rate: float, steps: int) -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.adam(schedule))
 
 
+def mesh_of(config: Config) -> jax.sharding.Mesh:
+    """The devices: those of all processes, or as many as are asked for."""
+    if config.mesh is not None:
+        axes = rj.parallel.mesh_axes(config.mesh)
+        count = math.prod(axes.values()) if "data" in axes else jax.device_count()
+        if count > jax.device_count() or (jax.process_count() > 1 and count < jax.device_count()):
+            raise ValueError(
+                f"mesh {config.mesh} is of {count} devices: {jax.device_count()} are there"
+            )
+        return rj.parallel.make_mesh(**axes, devices=jax.devices()[:count])
+    if not 1 <= config.devices <= jax.device_count():
+        raise ValueError(f"devices must be from 1 to {jax.device_count()}, not {config.devices}")
+    used = jax.devices() if jax.process_count() > 1 else jax.devices()[: config.devices]
+    return rj.parallel.make_mesh(devices=used)
+
+
 def fit_reward(
     config: Config, base: Base, fit: Callable, params: Params, pairs: Preferences, key: jax.Array
 ) -> tuple[rj.models.ScoreModel, Params]:
@@ -182,9 +201,9 @@ def fit_reward(
 
 def main(config: Config) -> None:
     """The pipeline, straight down."""
+    rj.parallel.initialise()
     began, key = time.perf_counter(), jax.random.key(config.seed)
-    if not 1 <= config.devices <= jax.device_count():
-        raise ValueError(f"devices must be from 1 to {jax.device_count()}, not {config.devices}")
+    mesh = mesh_of(config)
     loaded = data.load_feedback(
         config.data,
         format=config.format,
@@ -198,7 +217,7 @@ def main(config: Config) -> None:
             "the same prompts become pairs with --pairs"
         )
     train, test = split(list(loaded), config.held_out)
-    run = rj.runs.begin(config, free=("devices",))
+    run = rj.runs.begin(config, free=("devices", "mesh"))
     rj.training.compilation_cache()
     begin = base(config, train)
     model, params, direct = begin.model, begin.params, config.method in Direct.__args__
@@ -207,21 +226,25 @@ def main(config: Config) -> None:
         data.tokenise_preferences(rows, eos_id=begin.eos_id, **tokens) for rows in (train, test)
     ]
     pairs, unseen = (found.batch for found in both)
-    mesh = rj.parallel.data_mesh(jax.devices()[: config.devices])
+    rules = rj.parallel.rules_for(model.config, mesh)
 
     def fit(stage: str, algorithm, init, rows: Batch, steps: int, size: int, show: list[str]):
         count = len(jax.tree.leaves(rows)[0])
         if size > count:
             raise ValueError(f"{stage}: batches of {size} rows, but there are {count}")
-        return run.fit(
+        cut = rj.parallel.state_shardings(jax.eval_shape(init), mesh, rules)
+        fitted = run.fit(
             stage,
             algorithm,
-            lambda: rj.parallel.place(init(), mesh),
+            lambda: rj.parallel.put(init(), cut),
             data.epochs(rows, size, seed=config.seed),
             steps=steps,
             show=show,
-            compile=partial(rj.parallel.shard_step, mesh=mesh, batch_axis=1),
+            compile=partial(rj.parallel.shard_step, mesh=mesh, state_shardings=cut, batch_axis=1),
         )
+        # Of several processes each needs all of it, for the next stage and to judge it.
+        params = rj.parallel.whole_here(fitted.state.params)
+        return fitted._replace(state=fitted.state.replace(params=params))
 
     # Step 0: the chosen answers are imitated.
     if config.sft_steps:
@@ -301,6 +324,8 @@ def main(config: Config) -> None:
         measured[f"{name}_reference"] = float(before[name].mean())
     measured["stopped"] = fitted.stopped or "as planned"
     measured["seconds"] = time.perf_counter() - began
+    if not rj.parallel.is_first():
+        return
     run.write_json("result.json", measured)
     columns = asked.tokens.shape[1]
     samples = [

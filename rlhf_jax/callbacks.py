@@ -3,6 +3,8 @@
 A callback is any function ``(state, rows, last) -> reason to stop or None``; see
 ``rlhf_jax.types.Callback``. Those that hold something open have an attribute ``close``, which
 ``fit`` calls when it ends, however it ends.
+
+With several processes, those that show or write something do so in the first alone.
 """
 
 import contextlib
@@ -11,9 +13,11 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import jax
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -31,6 +35,17 @@ Row = Mapping[str, float]
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
+def _of_the_first(build: Callable[..., Callback]) -> Callable[..., Callback]:
+    """The same builder; in all processes but the first it builds a callback that does nothing."""
+
+    @wraps(build)
+    def built(*args: Any, **kwargs: Any) -> Callback:
+        return build(*args, **kwargs) if jax.process_index() == 0 else lambda *_: None
+
+    return built
+
+
+@_of_the_first
 def progress(
     total: int,
     description: str,
@@ -87,6 +102,7 @@ def progress(
     return callback
 
 
+@_of_the_first
 def jsonl(path: str | os.PathLike[str], stage: str | None = None, start_step: int = 0) -> Callback:
     """Append a line of JSON a step to a file, on the disk before the callback returns.
 
@@ -141,6 +157,7 @@ def read_jsonl(path: str | os.PathLike[str], stage: str | None = None) -> list[d
     ]
 
 
+@_of_the_first
 def tensorboard(folder: str | os.PathLike[str], start_step: int = 0) -> Callback:
     """Write every metric as a TensorBoard scalar; needs the extra ``tensorboard``.
 
@@ -168,6 +185,7 @@ def tensorboard(folder: str | os.PathLike[str], start_step: int = 0) -> Callback
     return callback
 
 
+@_of_the_first
 def wandb(**kwargs: Any) -> Callback:
     """Log every metric to Weights & Biases; needs the extra ``wandb``.
 

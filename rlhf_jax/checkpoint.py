@@ -1,9 +1,12 @@
 """Saving a training state so that it comes back bit for bit, or not at all.
 
 A checkpoint is an orbax checkpoint of two items: ``state``, the arrays by name, and ``record``, a
-JSON description with the SHA-256 of every array, the configuration and the caller's metadata.
-Orbax takes any folder named like a step for a checkpoint, half-copied or not; the record is what
-tells a good one from a damaged one. It guards against accidents, not against forgery.
+JSON description with a digest of every array (``digests``), the configuration and the caller's
+metadata. Orbax takes any folder named like a step for a checkpoint, half-copied or not; the record
+is what tells a good one from a damaged one. It guards against accidents, not against forgery.
+
+With several processes all call ``save`` and ``restore``, of one folder that all see. Each reads and
+writes what its own devices hold: no device, and no process, ever has the whole state.
 
 The position in the data is the state's step, so there is nothing else to save.
 """
@@ -27,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from rlhf_jax import digests
 from rlhf_jax.configuration import Config, differences, plain
 from rlhf_jax.types import Callback, PyTree, TrainState
 
@@ -108,7 +112,7 @@ def save(
                 except Exception:
                     _set_aside(folder, old)
                     continue
-                if all(there[name] == record[name] for name in ("step", "config", "leaves")):
+                if _same(there, record, arrays):
                     return folder / str(step)
                 raise CheckpointError(
                     f"{folder} holds step {old} already, so step {step} of another run was not "
@@ -293,6 +297,23 @@ def _record(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     return record
 
 
+def _digests(record: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """The digests of a record's arrays, of whichever kind they are."""
+    kinds = ("sha256", "sum")
+    return {name: {k: x[k] for k in kinds if k in x} for name, x in record["leaves"].items()}
+
+
+def _same(there: dict[str, Any], record: dict[str, Any], arrays: dict[str, Any]) -> bool:
+    """Whether a record is of these arrays, on whatever devices it was written."""
+    bare = [
+        {n: {k: x[k] for k in ("shape", "dtype", "key")} for n, x in r["leaves"].items()}
+        for r in (there, record)
+    ]
+    if bare[0] != bare[1] or any(there[k] != record[k] for k in ("step", "config")):
+        return False
+    return not digests.differing(arrays, _digests(there))
+
+
 def _arrays(
     manager: ocp.CheckpointManager,
     step: int,
@@ -312,9 +333,8 @@ def _arrays(
             targets[name] = np.broadcast_to(np.zeros((), dtype), shape)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(_nest(targets)))
     arrays |= _named(manager.restore(step, args=args)["state"], encoded=True)
-    for name, leaf in record["leaves"].items():
-        if _digest(arrays[name]) != leaf["sha256"]:
-            raise CheckpointError(f"{name} is not what was saved")
+    if wrong := digests.differing(arrays, _digests(record)):
+        raise CheckpointError(f"{wrong[0]} is not what was saved")
     return arrays
 
 
@@ -334,6 +354,7 @@ def _placed(
 
 def _describe(state: PyTree, arrays: dict[str, jax.Array | np.ndarray]) -> dict[str, Any]:
     """The record's entry for every leaf."""
+    found = digests.of_arrays(arrays)
     return {
         name: {
             "shape": list(np.shape(leaf)),
@@ -341,7 +362,7 @@ def _describe(state: PyTree, arrays: dict[str, jax.Array | np.ndarray]) -> dict[
             "key": str(jax.random.key_impl(leaf)) if _is_key(leaf) else None,
             "data_shape": list(arrays[name].shape),
             "data_dtype": str(arrays[name].dtype),
-            "sha256": _digest(arrays[name]),
+            **found[name],
         }
         for name, leaf in _named(state).items()
     }
@@ -378,19 +399,8 @@ def digest(tree: PyTree) -> str:
     >>> digest({"a": jnp.zeros(2)}) == digest({"a": jnp.zeros(2)}) != digest({"a": jnp.ones(2)})
     True
     """
-    parts = (_digest(_data(leaf)) for leaf in jax.tree.leaves(tree))
+    parts = (digests.sha256(_data(leaf)) for leaf in jax.tree.leaves(tree))
     return hashlib.sha256("".join(parts).encode()).hexdigest()
-
-
-def _digest(array: jax.Array | np.ndarray) -> str:
-    """SHA-256 of an array's bytes, of the whole array where processes hold parts of it."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        if array.is_fully_replicated:
-            array = array.addressable_data(0)
-        else:
-            array = multihost_utils.process_allgather(array, tiled=True)
-    host = np.ascontiguousarray(array).reshape(-1)
-    return hashlib.sha256(host.view(np.uint8)).hexdigest()
 
 
 def _record_digest(record: dict[str, Any]) -> str:

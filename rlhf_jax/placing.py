@@ -69,9 +69,9 @@ def looked_up(table: jax.Array, indices: jax.Array) -> jax.Array:
     [[[3.0], [1.0]]]
     """
     rows = _cut(indices.shape[0], "rows")
-    if not rows:
-        return placed(jnp.take(table, indices, axis=0), "rows")
     words, width = _cut(table.shape[0], "words"), _cut(table.shape[1], "width")
+    if not rows or not (words or width):
+        return placed(jnp.take(table, indices, axis=0), "rows")
 
     def here(part: jax.Array, indices: jax.Array) -> jax.Array:
         if width:

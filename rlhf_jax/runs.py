@@ -7,6 +7,9 @@
 
 A run that is killed and started again with ``resume=True`` goes on where its last checkpoint is,
 and ends with the files that an uninterrupted run would have written.
+
+With several processes (``parallel.initialise``) the folder is on a disk that all of them see: they
+write checkpoints together, and the first alone everything else.
 """
 
 import contextlib
@@ -19,10 +22,13 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rlhf_jax import assets, checkpoint, training
+import jax
+
+from rlhf_jax import assets, checkpoint, parallel, training
 from rlhf_jax import callbacks as cb
 from rlhf_jax.configuration import Config, differences, plain
 from rlhf_jax.types import Algorithm, Batch, Callback, TrainState
@@ -120,7 +126,7 @@ class Run:
                 if close := getattr(callback, "close", None):
                     stack.callback(close)
             found = None
-            if folder.is_dir():
+            if parallel.first_does(folder.is_dir):
                 try:
                     like = checkpoint.template(init())
                     found = checkpoint.restore(folder, like, config=self.config)
@@ -129,10 +135,13 @@ class Run:
             state, before = found or (init(), {})
             begin = int(state.step)
             reason = before.get("stopped")
+            agreed = {"step": begin, "steps": steps, "chunk": chunk, "save_every": save_every}
+            parallel.check_agreement(f"stage {stage}", agreed)
             if found and (reason is not None or begin >= steps):
                 history = [r for r in cb.read_jsonl(metrics, stage) if r["step"] <= begin]
                 return training.Fit(state, history, reason)
             write = cb.jsonl(metrics, stage, begin)
+            parallel.first_does(lambda: None)  # The file is ready for the others to read.
             history = cb.read_jsonl(metrics, stage)
             if len(history) != begin:
                 warnings.warn(
@@ -152,9 +161,11 @@ class Run:
                 ),
             ]
             stack.pop_all()  # from here on fit closes them
+            begins = [state]
+            del state, found  # fit copies it; held on to here, it would take its memory to the end
             fitted = training.fit(
                 algorithm,
-                state,
+                begins.pop(),
                 batches,
                 steps=steps,
                 chunk=chunk,
@@ -177,15 +188,20 @@ class Run:
 
     def write_json(self, name: str, value: Any) -> Path:
         """Write plain values (``configuration.plain``) as ``name`` in the folder, atomically."""
-        text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
         path = self.folder / name
-        temporary = path.with_name(f".{path.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if parallel.is_first():
+            _write_json(path, value)
         return path
+
+
+def _write_json(path: Path, value: Any) -> None:
+    text = json.dumps(plain(value), indent=2, allow_nan=False, ensure_ascii=False)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def start(
@@ -211,7 +227,8 @@ def start(
 
     Raises:
         RunError: if the folder holds something and neither flag is given, is not a run's, cannot
-            be written, or holds a run of another configuration.
+            be written, or holds a run of another configuration; or if the processes of this run
+            have been started with different ones.
     """
     folder = Path(run_dir).expanduser()
     try:
@@ -220,6 +237,21 @@ def start(
         raise RunError(f"the configuration cannot be kept: {error}") from error
     if resume and overwrite:
         raise RunError("--resume and --overwrite exclude each other: go on, or begin anew?")
+    try:
+        versions = {"jax": jax.__version__, "configuration": values}
+        parallel.check_agreement("configuration", versions)
+        resumed = parallel.first_does(partial(_open, folder, values, resume, overwrite, free))
+    except RunError:
+        raise
+    except ValueError as error:  # Another process's.
+        raise RunError(str(error)) from error
+    return Run(folder, _without(values, free), resumed)
+
+
+def _open(
+    folder: Path, values: dict[str, Any], resume: bool, overwrite: bool, free: Collection[str]
+) -> bool:
+    """Make a run's folder ready, and write its configuration; whether a run was there."""
     try:
         if folder.exists() and not folder.is_dir():
             raise RunError(f"{folder} is a file: choose another --run-dir")
@@ -238,11 +270,10 @@ def start(
         elif resume:
             _log.warning("nothing to resume in %s: beginning a new run", folder)
         (folder / _MARK).write_text("A run of rlhf_jax: --overwrite may delete this folder.\n")
-        run = Run(folder, _without(values, free), resumed=bool(inside))
-        run.write_json("config.json", values)
+        _write_json(folder / "config.json", values)
     except OSError as error:
         raise RunError(f"the run folder {folder} cannot be written: {error}") from error
-    return run
+    return bool(inside)
 
 
 def begin(config: Config, *, free: Collection[str] = ()) -> Run:
@@ -283,7 +314,7 @@ def cached(kind: str, settings: Mapping[str, Any]) -> Run:
     text = json.dumps(plain(settings), sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     folder = assets.cache_folder() / kind / name
-    return start(folder, settings, resume=folder.exists())
+    return start(folder, settings, resume=parallel.first_does(folder.exists))
 
 
 def _ours_unfinished(name: str) -> bool:

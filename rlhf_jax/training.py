@@ -20,6 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from rlhf_jax.rewards import deferred
 from rlhf_jax.types import Algorithm, Batch, Callback, Metrics, PyTree, TrainState
@@ -114,6 +115,11 @@ def fit(
     In the main thread, SIGINT (Ctrl-C) and SIGTERM end the training in good order after the chunk
     that is running; a second SIGINT raises ``KeyboardInterrupt`` as soon as Python has control.
 
+    With several processes all call this alike, on a state of global arrays and with ``compile`` of
+    ``parallel.shard_step``; a signal to one ends the training of all after the same chunk, and what
+    a callback returns must be the same on all. The callbacks of ``rlhf_jax.callbacks`` write on the
+    first alone; that of ``checkpoint`` is of all together.
+
     Args:
         algorithm: what to train; its ``step`` adds one to ``state.step``.
         state: where to begin. It is copied once, so the caller's arrays stay usable; the copy is
@@ -156,8 +162,9 @@ def fit(
         step = int(state.step)
         run = compile(run_chunk(algorithm.step))
         signals = stack.enter_context(_signals())
+        stopped = _anyones(signals)
         failures = stack.enter_context(deferred())
-        while step < steps and not (ended or signals or reason):
+        while step < steps and not (ended or stopped or reason):
             until = min(steps, (step // chunk + 1) * chunk)
             state, metrics = run(state, _stack([batches(i) for i in range(step, until)], step))
             rows = _rows(metrics, step, until)
@@ -175,14 +182,15 @@ def fit(
                 raise failures[0]
             history += rows
             failed = next((row for row in rows if row.get("skipped", 0) >= max_skipped), None)
-            ended = step >= steps or bool(failed) or bool(signals)
+            stopped = _anyones(signals)
+            ended = step >= steps or bool(failed) or bool(stopped)
             reason = _call(callbacks, state, rows, last=ended)
             if failed:
                 raise NonFiniteError(_advice(failed, history, max_skipped))
         if not ended:
             reason = _call(callbacks, state, [], last=True) or reason
-        if signals:
-            reason = _INTERRUPTED + signals[0]
+        if stopped:
+            reason = _INTERRUPTED + stopped[0]
     return Fit(state, history, reason)
 
 
@@ -209,6 +217,15 @@ def compilation_cache(folder: str | os.PathLike[str] | None = None) -> Path:
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
+
+
+def _anyones(signals: list[str]) -> list[str]:
+    """The signals of this process; with several, that of any, so that all stop after one chunk."""
+    if jax.process_count() == 1:
+        return signals
+    own = signal.Signals[signals[0]].value if signals else 0
+    highest = int(np.max(multihost_utils.process_allgather(np.int32(own))))
+    return [signal.Signals(highest).name] if highest else []
 
 
 def _own_copy(leaf: PyTree) -> jax.Array:

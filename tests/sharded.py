@@ -27,9 +27,17 @@ def optimizer():
     return optax.adam(1e-2, eps=1e-3)
 
 
+def supervised_algorithm():
+    return algorithms.supervised(MODEL.factored_logits_fn, optimizer())
+
+
+def supervised_batch():
+    return toys.sequences(8)
+
+
 def supervised():
-    algorithm = algorithms.supervised(MODEL.factored_logits_fn, optimizer())
-    return algorithm, algorithm.init(params(), jax.random.key(1)), toys.sequences(8)
+    algorithm = supervised_algorithm()
+    return algorithm, algorithm.init(params(), jax.random.key(1)), supervised_batch()
 
 
 def direct():
@@ -73,6 +81,13 @@ def policy():
     rewards = scores.init(jax.random.key(4))
     state = algorithm.init(both, jax.random.key(1), reward=rewards)
     return algorithm, state, toys.prompts(8)
+
+
+def small_state():
+    """Of step 3, and no model."""
+    algorithm = algorithms.supervised(lambda p, t, m: p["w"][t], optax.sgd(0.1))
+    state = algorithm.init({"w": jnp.arange(12.0).reshape(4, 3)}, jax.random.key(0))
+    return state.replace(step=jnp.int32(3))
 
 
 def params():

@@ -73,15 +73,17 @@ def test_it_learns_what_is_preferred_and_a_mesh_changes_nothing(script, pairs, t
     whole = run(script, tiny(script, pairs, tmp_path / "one", **settings))
     assert whole["reward_accuracy"]["estimate"] > 0.9
     assert whole["reward_gain_sd"]["low"] > 0
-    mesh = run(script, tiny(script, pairs, tmp_path / "mesh", **settings, devices=4))
-    for name in ("reward_gain_sd", "sequence_kl_nats"):
-        assert mesh[name]["estimate"] == pytest.approx(whole[name]["estimate"], abs=0.1)
+    for n, laid in enumerate([{"devices": 4}, {"mesh": "fsdp=2,tensor=2"}]):
+        mesh = run(script, tiny(script, pairs, tmp_path / f"mesh{n}", **settings, **laid))
+        for name in ("reward_gain_sd", "sequence_kl_nats"):
+            assert mesh[name]["estimate"] == pytest.approx(whole[name]["estimate"], abs=0.1)
 
 
 @pytest.mark.parametrize(
     "settings, message",
     [
         ({"devices": 99}, "devices must be from 1 to"),
+        ({"mesh": "fsdp=99,data=1"}, "mesh fsdp=99,data=1 is of 99 devices: 4 are there"),
         ({"held_out": 0.0}, "held_out must be between 0 and 1"),
         ({"held_out": 1e-9}, "there must be some of both"),
         ({"batch": 999}, "batches of 999 rows"),

@@ -10,6 +10,7 @@ et al. 2019, https://arxiv.org/abs/1909.08053
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -25,8 +26,11 @@ __all__ = [
     "check_model",
     "check_rows",
     "data_mesh",
+    "is_global",
     "make_mesh",
+    "mesh_axes",
     "place",
+    "put",
     "row_devices",
     "whole",
 ]
@@ -98,6 +102,33 @@ def make_mesh(
         ordered = mesh_utils.create_hybrid_device_mesh(inside, (slices, 1, 1), devices)
         return Mesh(ordered, AXES, axis_types=kinds)
     return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+
+
+def mesh_axes(text: str) -> dict[str, int]:
+    """A mesh as a person writes it, for ``make_mesh``.
+
+    Args:
+        text: ``"fsdp=4,tensor=2"``; an axis that is left out is 1, but ``data`` what is left.
+
+    Returns:
+        The axes' sizes.
+
+    Raises:
+        ValueError: if it cannot be read.
+
+    >>> mesh_axes("fsdp=4,tensor=2")
+    {'fsdp': 4, 'tensor': 2}
+    """
+    pairs = [part.strip().partition("=") for part in text.split(",")]
+    names = [name for name, _, _ in pairs]
+    if not all(
+        name in AXES and size.isdigit() and names.count(name) == 1 for name, _, size in pairs
+    ):
+        raise ValueError(
+            f"a mesh is {text!r}: it must be some of data, fsdp and tensor with their sizes, such "
+            "as data=2,fsdp=4,tensor=2"
+        )
+    return {name: int(size) for name, _, size in pairs}
 
 
 def check_model(config: TransformerConfig, mesh: Mesh) -> list[str]:
@@ -173,10 +204,40 @@ def place(tree: PyTree, mesh: Mesh, batch_axis: int | None = None) -> PyTree:
     Raises:
         ValueError: if a batch cannot be cut evenly.
     """
-    if batch_axis is None:
-        return jax.device_put(tree, whole(mesh))
-    check_rows(tree, row_devices(mesh), batch_axis)
-    return jax.device_put(tree, batch_sharding(mesh, batch_axis))
+    if batch_axis is not None:
+        check_rows(tree, row_devices(mesh), batch_axis)
+    sharding = whole(mesh) if batch_axis is None else batch_sharding(mesh, batch_axis)
+    return put(tree, jax.tree.map(lambda _: sharding, tree))
+
+
+def put(tree: PyTree, shardings: PyTree) -> PyTree:
+    """Arrays that every process has whole, each part on the devices that are to hold it.
+
+    ``jax.device_put`` for several processes. Nothing but its parts comes to a device.
+
+    Args:
+        tree: arrays, of NumPy or of this process; global ones are cut anew.
+        shardings: as of ``state_shardings``.
+
+    Returns:
+        The arrays, placed.
+    """
+
+    def each(leaf: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+        if sharding.is_fully_addressable or is_global(leaf):
+            return jax.device_put(leaf, sharding)
+        if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            data = each(jax.random.key_data(leaf), sharding)
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(each, tree, shardings)
+
+
+def is_global(leaf: Any) -> bool:
+    """Whether an array is spread over several processes."""
+    return isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
 
 
 def check_rows(batch: Batch, devices: int, batch_axis: int) -> None:

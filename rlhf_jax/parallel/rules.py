@@ -14,10 +14,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rlhf_jax import trees
-from rlhf_jax.parallel.meshes import AXES
+from rlhf_jax.models import TransformerConfig
+from rlhf_jax.parallel.meshes import AXES, check_model
 from rlhf_jax.types import PyTree
 
-__all__ = ["TRANSFORMER_RULES", "Rules", "describe_sharding", "state_shardings"]
+__all__ = ["TRANSFORMER_RULES", "Rules", "describe_sharding", "rules_for", "state_shardings"]
 
 Axis = str | tuple[str, ...] | None
 Rules = tuple[tuple[str, tuple[Axis, ...]], ...]
@@ -47,6 +48,31 @@ TRANSFORMER_RULES: Rules = (
     # Heads, norms, scalars, keys, and whatever else no rule names.
     ("*", ()),
 )
+
+
+def rules_for(config: TransformerConfig, mesh: Mesh) -> Rules:
+    """``TRANSFORMER_RULES`` for a model; a vocabulary that ``tensor`` does not divide stays whole.
+
+    Args:
+        config: the model's shape.
+        mesh: the mesh.
+
+    Returns:
+        The rules.
+
+    Raises:
+        ValueError: as ``check_model``.
+
+    >>> mesh = jax.sharding.AbstractMesh((2,), ("tensor",))
+    >>> rules = rules_for(TransformerConfig(vocab_size=17, hidden_size=8, num_heads=2), mesh)
+    >>> dict(rules)["*unembed"]
+    ('fsdp', None)
+    """
+    check_model(config, mesh)
+    if config.vocab_size % mesh.shape.get("tensor", 1) == 0:
+        return TRANSFORMER_RULES
+    words = {"*embed/embedding": (None, "fsdp"), "*unembed": ("fsdp", None)}
+    return tuple((pattern, words.get(pattern, cut)) for pattern, cut in TRANSFORMER_RULES)
 
 
 def state_shardings(state: PyTree, mesh: Mesh, rules: Rules = TRANSFORMER_RULES) -> PyTree:
@@ -133,9 +159,10 @@ class _Row(NamedTuple):
 def _rows(state: PyTree, mesh: Mesh, rules: Rules) -> list[_Row]:
     among = trees.paths(state)
     partitions: list[tuple[Axis, ...] | None] = [None] * len(among)
+    usual = dict(TRANSFORMER_RULES)
     for pattern, partition in rules:
         _check_names(pattern, partition)
-        hits = _hits(among, pattern, (pattern, partition) in TRANSFORMER_RULES)
+        hits = _hits(among, pattern, pattern in usual)
         partitions = [
             partition if hit and before is None else before
             for hit, before in zip(hits, partitions, strict=True)
