@@ -394,7 +394,8 @@ def test_a_tpu_compilers_refusal_is_a_plan():
     if not topologies._installed("libtpu"):
         pytest.skip("libtpu is not installed")
     found = planning.plan(
-        algorithm="supervised", batch=8, topology="v5e:2x4", mesh="fsdp=8", remat=True
+        algorithm="dpo", batch=128, accumulate=16, topology="v5e:2x4", mesh="fsdp=8"
     )
     assert not found.fits
-    assert found.changes
+    assert found.limit == 15.75 * 2**30
+    assert found.parts["temporaries"] > found.limit

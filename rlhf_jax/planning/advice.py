@@ -152,7 +152,7 @@ def smallest(
     >>> step = Workload(algorithm="dpo", batch=64)
     >>> found, where, axes = smallest(step, "v5e")
     >>> found.accumulate, where.name, axes
-    (4, 'v5e:4x4', {'data': 1, 'fsdp': 16, 'tensor': 1})
+    (2, 'v5e:4x4', {'data': 1, 'fsdp': 16, 'tensor': 1})
     """
     if kind not in CHIPS:
         raise ValueError(f"there is no chip {kind!r}: there are {', '.join(CHIPS)}")
