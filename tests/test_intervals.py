@@ -148,7 +148,7 @@ def test_a_paired_bootstrap_draws_the_same_rows_of_both_arms():
     with pytest.raises(ValueError, match="shape"):
         bootstrap_difference(treated, control[:3], key=key)
     with pytest.raises(ValueError, match="needs rows"):
-        bootstrap_difference(treated[0], control[0], key=key)
+        bootstrap_difference(1.0, 2.0, key=key)
 
 
 def test_clopper_pearson():
@@ -156,7 +156,7 @@ def test_clopper_pearson():
     found = clopper_pearson(np.array([0, 8, 10]), 10)
     np.testing.assert_allclose(found.low, [0, 0.44390, 1 - found.high[0]], atol=1e-5)
     np.testing.assert_allclose(found.high, [1 - 0.025**0.1, 0.97479, 1], atol=1e-5)
-    np.testing.assert_allclose(clopper_pearson(0, 1000, level=0.9).high, 3 / 1000, rtol=2e-3)
+    np.testing.assert_allclose(clopper_pearson(0, 1000, level=0.9).high, 3 / 1000, rtol=4e-3)
     # At least the nominal coverage at every probability.
     ends = clopper_pearson(np.arange(21), 20)
     for p in np.linspace(0.02, 0.98, 25):

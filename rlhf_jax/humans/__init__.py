@@ -15,7 +15,14 @@ from rlhf_jax.humans.choices import (
     plackett_luce,
 )
 from rlhf_jax.humans.common import Human, Rate, Utility
-from rlhf_jax.humans.comparisons import boltzmann, bpref_teacher, comparing, oracle, thurstone
+from rlhf_jax.humans.comparisons import (
+    boltzmann,
+    bpref_teacher,
+    comparing,
+    oracle,
+    preferring,
+    thurstone,
+)
 from rlhf_jax.humans.effort import budgeted, with_effort, with_fatigue, with_skips
 from rlhf_jax.humans.judgements import (
     approval,
@@ -74,6 +81,7 @@ __all__ = [
     "persuadable",
     "plackett_luce",
     "poisoned",
+    "preferring",
     "population",
     "rater_effects",
     "rater_settings",

@@ -125,7 +125,9 @@ def bootstrap_difference(
     """
     values, others = jnp.asarray(values), jnp.asarray(others)
     checks.alike(values=values, others=others)
-    both = jnp.stack([values, others], axis=min(values.ndim, 1))
+    if values.ndim < 1:
+        raise ValueError("bootstrap_difference needs rows of values, got numbers")
+    both = jnp.stack([values, others], axis=1)
     return bootstrap(
         both,
         key=key,
