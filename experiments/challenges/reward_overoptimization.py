@@ -76,11 +76,14 @@ def noisy(key: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
-    """Best-of-n ``[seeds, proxies, 2, draws]``, tilts ``[seeds, proxies, 3, betas]``; noise last."""
+    """``best`` is ``[seeds, proxies, 2, draws]``, ``tilts`` ``[.., 3, betas]``; noise is last."""
     made = [partial(learnt, width=w, labels=n) for w, n in PROXIES] + [noisy]
-    each = [jax.jit(partial(jax.lax.map, one))(keys) for one in made]
-    best, tilts = (jnp.stack(arrays, axis=1) for arrays in zip(*each, strict=True))
-    return {"best": best, "tilts": tilts}
+
+    def seed(key: jax.Array) -> dict[str, jax.Array]:
+        best, tilts = zip(*(one(key) for one in made), strict=True)
+        return {"best": jnp.stack(best), "tilts": jnp.stack(tilts)}
+
+    return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
