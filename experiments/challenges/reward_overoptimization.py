@@ -32,6 +32,7 @@ def optimised(gold: jax.Array, proxy: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Gold and proxy of best-of-n ``[2, draws]``; distance, gold and proxy of tilts."""
     both = jnp.stack([gold, proxy])
     estimate = jax.vmap(rj.measures.best_of_n_estimate, (0, None, None))
+    over_draws = jax.vmap(estimate, (None, None, 0))
     reference = jnp.zeros(ANSWERS)
 
     def tilted(beta: jax.Array) -> jax.Array:
@@ -39,8 +40,7 @@ def optimised(gold: jax.Array, proxy: jax.Array) -> tuple[jax.Array, jax.Array]:
         distance = jnp.sqrt(jnp.maximum(rj.divergences.exact_kl(policy, reference), 1e-9))
         return jnp.append(distance, both @ jnp.exp(policy))
 
-    best = jax.lax.map(lambda n: estimate(both, proxy, n), DRAWS)
-    return best.T, jax.lax.map(tilted, BETAS).T
+    return over_draws(both, proxy, DRAWS).T, jax.lax.map(tilted, BETAS).T
 
 
 def world_of(key: jax.Array) -> tuple[jax.Array, jax.Array]:
