@@ -16,11 +16,11 @@ from protocol import Challenge, at_least, at_most, interval, main, nothing, slop
 
 import rlhf_jax as rj
 
-PROXIES = ((32, 128), (32, 256), (32, 512), (24, 512), (16, 512))  # widths and labels
-ANSWERS, DIMENSIONS, CURVATURE, RATIONALITY = 16384, 8, 0.8, 2.0
+PROXIES = ((24, 128), (24, 256), (24, 512), (18, 512), (14, 512))  # widths and labels
+ANSWERS, DIMENSIONS, CURVATURE, RATIONALITY = 16384, 8, 0.7, 2.0
 DRAWS = 2.0 ** np.arange(13)
 DISTANCES = np.sqrt(np.asarray(rj.measures.best_of_n_kl(DRAWS)))
-BETAS = np.geomspace(10, 0.17, 14)
+BETAS = np.geomspace(10, 0.22, 14)
 
 
 def standard(values: jax.Array) -> jax.Array:
