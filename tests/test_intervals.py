@@ -1,11 +1,20 @@
 """Bootstrap intervals: the right width, coverage and shape; and what they say of a claim."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.measures import Interval, bootstrap, bootstrap_pairs, verdict
+from rlhf_jax.measures import (
+    Interval,
+    bootstrap,
+    bootstrap_difference,
+    bootstrap_pairs,
+    clopper_pearson,
+    verdict,
+)
 
 
 def test_the_width_is_that_of_the_normal_approximation():
@@ -124,3 +133,37 @@ def test_bad_pairs_and_claims():
         bootstrap_pairs(jnp.ones((1, 1)), key=key)
     with pytest.raises(ValueError, match="must not be above"):
         verdict(Interval(1, 0, 2), null=1, threshold=0)
+
+
+def test_a_paired_bootstrap_draws_the_same_rows_of_both_arms():
+    key, rng = jax.random.key(5), np.random.default_rng(0)
+    seeds = rng.normal(size=30)
+    treated, control = seeds * 10 + rng.normal(size=30) + 1, seeds * 10
+    found = bootstrap_difference(treated, control, key=key)
+    of_differences = bootstrap(treated - control, key=key)
+    np.testing.assert_allclose(found, of_differences, atol=1e-4)
+    curves = np.stack([treated, 2 * treated], axis=1)
+    found = bootstrap_difference(curves, curves - 3, key=key, statistic=lambda x: x.mean(axis=0))
+    np.testing.assert_allclose(found, np.full((3, 2), 3), rtol=1e-4)
+    with pytest.raises(ValueError, match="shape"):
+        bootstrap_difference(treated, control[:3], key=key)
+    with pytest.raises(ValueError, match="needs rows"):
+        bootstrap_difference(1.0, 2.0, key=key)
+
+
+def test_clopper_pearson():
+    # Of 0 in n the upper end solves (1 - p)^n = .025; the rest from tables.
+    found = clopper_pearson(np.array([0, 8, 10]), 10)
+    np.testing.assert_allclose(found.low, [0, 0.44390, 1 - found.high[0]], atol=1e-5)
+    np.testing.assert_allclose(found.high, [1 - 0.025**0.1, 0.97479, 1], atol=1e-5)
+    np.testing.assert_allclose(clopper_pearson(0, 1000, level=0.9).high, 3 / 1000, rtol=4e-3)
+    # At least the nominal coverage at every probability.
+    ends = clopper_pearson(np.arange(21), 20)
+    for p in np.linspace(0.02, 0.98, 25):
+        chances = [math.comb(20, k) * p**k * (1 - p) ** (20 - k) for k in range(21)]
+        assert np.sum(np.where((ends.low <= p) & (p <= ends.high), chances, 0)) >= 0.95
+    for wrong, match in (((3, 2), "from 0 to trials"), ((0, 0), "at least 1"), ((0.5, 2), "integ")):
+        with pytest.raises(ValueError, match=match):
+            clopper_pearson(*wrong)
+    with pytest.raises(ValueError, match="level"):
+        clopper_pearson(1, 2, level=95)

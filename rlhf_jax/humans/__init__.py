@@ -15,7 +15,14 @@ from rlhf_jax.humans.choices import (
     plackett_luce,
 )
 from rlhf_jax.humans.common import Human, Rate, Utility
-from rlhf_jax.humans.comparisons import boltzmann, bpref_teacher, comparing, oracle, thurstone
+from rlhf_jax.humans.comparisons import (
+    boltzmann,
+    bpref_teacher,
+    comparing,
+    oracle,
+    preferring,
+    thurstone,
+)
 from rlhf_jax.humans.effort import budgeted, with_effort, with_fatigue, with_skips
 from rlhf_jax.humans.judgements import (
     approval,
@@ -75,6 +82,7 @@ __all__ = [
     "plackett_luce",
     "poisoned",
     "population",
+    "preferring",
     "rater_effects",
     "rater_settings",
     "real_raters",

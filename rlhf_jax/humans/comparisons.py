@@ -19,7 +19,7 @@ from rlhf_jax.humans.common import Human, Rate, Utility, given, probability
 from rlhf_jax.humans.mistakes import with_mistakes
 from rlhf_jax.types import Key, PyTree
 
-__all__ = ["boltzmann", "bpref_teacher", "comparing", "oracle", "thurstone"]
+__all__ = ["boltzmann", "bpref_teacher", "comparing", "oracle", "preferring", "thurstone"]
 
 
 def _lead(utility: Utility, pairs: Pairs) -> jax.Array:
@@ -110,6 +110,34 @@ def oracle(utility: Utility) -> Human:
 
     def human(key: Key, examples: Pairs) -> Comparison:
         return Comparison(preference=0.5 + 0.5 * jnp.sign(_lead(utility, examples)))
+
+    return human
+
+
+def preferring(chance: Callable[[PyTree, PyTree], jax.Array]) -> Human:
+    """Prefers the first as often as told: preferences that need not come from any utility.
+
+    They may go round in a circle. That ``chance(a, b)`` and ``chance(b, a)`` sum to 1, without
+    which the place decides too, is not checked.
+
+    Args:
+        chance: ``(first, second) -> float[B]``, how probably the first is preferred.
+
+    Returns:
+        ``(key, Pairs) -> Comparison``, which never says that two are equal.
+
+    Raises:
+        ValueError: when asked, if the sides are not alike or ``chance`` does not return ``[B]``.
+
+    >>> human = preferring(lambda first, second: jnp.where((second - first) % 3 == 1, 1.0, 0.0))
+    >>> pairs = Pairs(jnp.array([0, 1, 2]), jnp.array([1, 2, 0]))  # each beats the next
+    >>> human(jax.random.key(0), pairs).preference.tolist()
+    [1.0, 1.0, 1.0]
+    """
+
+    def human(key: Key, examples: Pairs) -> Comparison:
+        chances = given(lambda pairs: chance(pairs.first, pairs.second), examples)
+        return _says(jax.random.uniform(key, chances.shape) < chances)
 
     return human
 

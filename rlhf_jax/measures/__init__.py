@@ -30,7 +30,13 @@ from rlhf_jax.measures.crowds import (
     dawid_skene,
     one_factor,
 )
-from rlhf_jax.measures.diversity import distinct_n
+from rlhf_jax.measures.diversity import (
+    distinct_n,
+    effective_modes,
+    entropy,
+    expectation_adjusted_distinct,
+    self_bleu,
+)
 from rlhf_jax.measures.generalisation import (
     SubsetTable,
     Transfer,
@@ -38,23 +44,30 @@ from rlhf_jax.measures.generalisation import (
     subset_table,
     transfer,
 )
+from rlhf_jax.measures.gold_curves import (
+    GoldFit,
+    Peak,
+    best_of_n_gold,
+    best_of_n_gold_peak,
+    fit_best_of_n_gold,
+    fit_rl_gold,
+    rl_gold,
+    rl_gold_peak,
+)
 from rlhf_jax.measures.intervals import (
     Interval,
     Verdict,
     bootstrap,
+    bootstrap_difference,
     bootstrap_pairs,
+    clopper_pearson,
     verdict,
 )
 from rlhf_jax.measures.overoptimisation import (
-    Peak,
     best_of_n_estimate,
-    best_of_n_gold,
-    best_of_n_gold_peak,
     best_of_n_kl,
     best_of_n_policy,
     best_of_n_win_rate,
-    rl_gold,
-    rl_gold_peak,
 )
 from rlhf_jax.measures.pareto import hypervolume, non_dominated
 from rlhf_jax.measures.probes import (
@@ -85,6 +98,7 @@ __all__ = [
     "CrowdComparisons",
     "CrowdLabels",
     "CrowdRatings",
+    "GoldFit",
     "Interval",
     "LengthBias",
     "LengthGain",
@@ -107,13 +121,20 @@ __all__ = [
     "best_of_n_policy",
     "best_of_n_win_rate",
     "bootstrap",
+    "bootstrap_difference",
     "bootstrap_pairs",
     "brier",
+    "clopper_pearson",
     "cohen_kappa",
     "crowd_bradley_terry",
     "dawid_skene",
     "distinct_n",
+    "effective_modes",
+    "entropy",
+    "expectation_adjusted_distinct",
     "expected_calibration_error",
+    "fit_best_of_n_gold",
+    "fit_rl_gold",
     "fleiss_kappa",
     "hypervolume",
     "influence_cap",
@@ -137,6 +158,7 @@ __all__ = [
     "rl_gold",
     "rl_gold_peak",
     "selective_accuracy",
+    "self_bleu",
     "subset_table",
     "suspect_raters",
     "transfer",

@@ -1,10 +1,8 @@
-"""Best-of-n sampling in closed form, and the curves of reward overoptimisation.
+"""Best-of-n sampling in closed form.
 
 Best-of-n draws ``n`` answers and keeps the one with the highest (proxy) reward: the simplest way to
 optimise against a reward, and one whose policy is known exactly.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,28 +11,11 @@ import numpy as np
 from rlhf_jax import checks
 
 __all__ = [
-    "Peak",
     "best_of_n_estimate",
-    "best_of_n_gold",
-    "best_of_n_gold_peak",
     "best_of_n_kl",
     "best_of_n_policy",
     "best_of_n_win_rate",
-    "rl_gold",
-    "rl_gold_peak",
 ]
-
-
-class Peak(NamedTuple):
-    """Where a gold curve is highest.
-
-    Attributes:
-        distance: ``float32[...]``, square root of nats.
-        gold: ``float32[...]``, the gold reward there.
-    """
-
-    distance: jax.Array
-    gold: jax.Array
 
 
 def best_of_n_kl(n: int | jax.Array) -> jax.Array:
@@ -184,98 +165,6 @@ def best_of_n_estimate(gold: jax.Array, proxy: jax.Array, n: int | float | jax.A
     shared = jax.ops.segment_sum(weights, first, samples)[first] / (last + 1 - first)
     estimate = jnp.sum(shared * gold[order].astype(jnp.float32))
     return jnp.where(n <= samples, estimate, jnp.nan)
-
-
-def best_of_n_gold(distance: jax.Array, *, alpha: float, beta: float) -> jax.Array:
-    r"""Gold reward of best-of-n at a distance from the initial policy, as Gao et al. found it.
-
-    .. math:: R(d) = d (\alpha - \beta d), \qquad d = \sqrt{KL(\pi \| \pi_{ref})}
-
-    An empirical law: nothing makes a given proxy follow it.
-
-    Args:
-        distance: ``float[...]``, at least 0, in square roots of nats.
-        alpha: the slope at 0.
-        beta: how fast it falls off; 0 is no overoptimisation.
-
-    Returns:
-        ``float[...]``, the gain in gold reward over the initial policy.
-
-    Reference: Gao et al. 2023, https://arxiv.org/abs/2210.10760
-
-    >>> best_of_n_gold(jnp.array([0.0, 2.0, 4.0]), alpha=1.0, beta=0.25).tolist()
-    [0.0, 1.0, 0.0]
-    """
-    return distance * (alpha - beta * distance)
-
-
-def rl_gold(distance: jax.Array, *, alpha: float, beta: float) -> jax.Array:
-    r"""Gold reward of a policy trained by RL at a distance from its start, as Gao et al. found it.
-
-    .. math:: R(d) = d (\alpha - \beta \log d), \qquad d = \sqrt{KL(\pi \| \pi_{ref})}
-
-    An empirical law, with its own ``alpha`` and ``beta``; its slope at 0 is infinite.
-
-    Args:
-        distance: ``float[...]``, at least 0, in square roots of nats.
-        alpha: the reward at distance 1.
-        beta: how fast it falls off.
-
-    Returns:
-        ``float[...]``, the gain in gold reward over the initial policy; 0 at 0.
-
-    Reference: Gao et al. 2023, https://arxiv.org/abs/2210.10760
-
-    >>> rl_gold(jnp.array([0.0, 1.0, 7.389056]), alpha=1.0, beta=0.5).tolist()
-    [0.0, 1.0, 0.0]
-    """
-    return alpha * distance - beta * jax.scipy.special.xlogy(distance, distance)
-
-
-def best_of_n_gold_peak(*, alpha: float | jax.Array, beta: float | jax.Array) -> Peak:
-    r"""Where ``best_of_n_gold`` is highest.
-
-    .. math:: d^* = \frac{\alpha}{2 \beta}, \qquad R(d^*) = \frac{\alpha^2}{4 \beta}
-
-    Args:
-        alpha: as there, a number or an array.
-        beta: as there, positive.
-
-    Returns:
-        A ``Peak``.
-
-    Raises:
-        ValueError: if ``beta`` is not positive: the curve has no peak.
-
-    >>> [x.item() for x in best_of_n_gold_peak(alpha=1.0, beta=0.25)]
-    [2.0, 1.0]
-    """
-    checks.positive(beta=beta)
-    distance = jnp.asarray(alpha / (2 * beta), jnp.float32)
-    return Peak(distance, distance * alpha / 2)
-
-
-def rl_gold_peak(*, alpha: float | jax.Array, beta: float | jax.Array) -> Peak:
-    r"""Where ``rl_gold`` is highest.
-
-    .. math:: d^* = e^{\alpha / \beta - 1}, \qquad R(d^*) = \beta d^*
-
-    Args:
-        alpha: as there, a number or an array.
-        beta: as there, positive.
-
-    Returns:
-        A ``Peak``.
-
-    Raises:
-        ValueError: if ``beta`` is not positive: the curve has no peak.
-
-    >>> [x.item() for x in rl_gold_peak(alpha=1.0, beta=0.5)]
-    [2.718282, 1.359141]
-    """
-    checks.positive(beta=beta)
-    distance = jnp.exp(jnp.asarray(alpha / beta - 1, jnp.float32))
-    return Peak(distance, beta * distance)
 
 
 def _draws(n: int | float | jax.Array, at_most: float = np.inf) -> jax.Array:
