@@ -93,14 +93,11 @@ def at_least(text: str, measured: Interval, threshold: float, *, null: float = 0
 
 def at_most(text: str, measured: Interval, threshold: float, *, null: float | None = None) -> Claim:
     """Stays below a threshold; with ``null``, and the interval below what no effect would give."""
-    low, high = -measured.high, -measured.low
-    opposite = Interval(-measured.estimate, low, high)
-    null = -threshold if null is None else -null
-    if null == -threshold:  # A bound, and no effect: the estimate must keep it.
-        passed = measured.estimate <= threshold
-        failed = measured.low > threshold
+    if null is None:
+        passed, failed = measured.estimate <= threshold, measured.low > threshold
         return Claim(text, measured, "PASS" if passed else "FAIL" if failed else "INCONCLUSIVE")
-    return Claim(text, measured, rj.measures.verdict(opposite, null=null, threshold=-threshold))
+    opposite = Interval(-measured.estimate, -measured.high, -measured.low)
+    return Claim(text, measured, rj.measures.verdict(opposite, null=-null, threshold=-threshold))
 
 
 def near(

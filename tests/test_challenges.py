@@ -1,0 +1,131 @@
+"""The survey's open problems: the protocol by hand, the survey with made-up ones, each of them."""
+
+import dataclasses
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.measures import Interval
+
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
+sys.path.insert(0, str(EXPERIMENTS / "challenges"))
+sys.path.insert(0, str(EXPERIMENTS))
+protocol, survey = (importlib.import_module(name) for name in ("protocol", "survey"))
+
+
+def test_verdicts_by_hand():
+    def says(claim):
+        return claim.verdict
+
+    assert says(protocol.at_least("", Interval(0.5, 0.4, 0.6), 0.3)) == "PASS"
+    assert says(protocol.at_least("", Interval(0.5, -0.1, 1.1), 0.3)) == "INCONCLUSIVE"
+    assert says(protocol.at_least("", Interval(0.2, 0.1, 0.25), 0.3)) == "FAIL"
+    assert says(protocol.at_most("", Interval(0.2, 0.1, 0.3), 0.25)) == "PASS"
+    assert says(protocol.at_most("", Interval(0.3, 0.2, 0.4), 0.25)) == "INCONCLUSIVE"
+    assert says(protocol.at_most("", Interval(0.3, 0.26, 0.4), 0.25)) == "FAIL"
+    # With a null it is not enough to be below: what no effect would give must be excluded.
+    assert says(protocol.at_most("", Interval(-0.1, -0.3, 0.1), 0, null=0)) == "INCONCLUSIVE"
+    assert says(protocol.at_most("", Interval(-0.2, -0.3, -0.1), 0, null=0)) == "PASS"
+    assert says(protocol.near("", Interval(1.1, 0.9, 1.3), 1, 0.25, null=0)) == "PASS"
+    assert says(protocol.near("", Interval(1.1, -0.1, 2.3), 1, 0.25, null=0)) == "INCONCLUSIVE"
+    assert says(protocol.near("", Interval(1.5, 1.3, 1.7), 1, 0.25)) == "FAIL"
+    assert says(protocol.nothing("", Interval(0.01, -0.01, 0.03))) == "PASS"
+    assert says(protocol.nothing("", Interval(0.02, 0.01, 0.03))) == "FAIL"
+    assert says(protocol.nothing("", Interval(0.02, 0.01, 0.03), tolerance=0.05)) == "PASS"
+
+
+def test_the_verdict_on_a_problem_is_that_of_its_worst_claim():
+    def claims(*verdicts):
+        return [protocol.Claim("", Interval(0, 0, 0), verdict) for verdict in verdicts]
+
+    assert protocol.overall(claims("PASS", "PASS")) == "PASS"
+    assert protocol.overall(claims("PASS", "INCONCLUSIVE")) == "INCONCLUSIVE"
+    assert protocol.overall(claims("INCONCLUSIVE", "FAIL", "PASS")) == "FAIL"
+
+
+def test_lines_by_hand():
+    x, y = jnp.array([0.0, 1.0, 2.0]), jnp.array([1.0, 3.0, 5.0])
+    assert protocol.slope(x, y) == 2
+    assert protocol.r_squared(y, y) == 1
+    assert protocol.r_squared(y, jnp.full(3, 3.0)) == 0
+
+
+def made_up(slug, fails=False):
+    def measure(keys, fast):
+        if fails:
+            raise RuntimeError("broken")
+        return jax.vmap(lambda key: 1 + 0.1 * jax.random.normal(key))(keys)
+
+    return protocol.Challenge(
+        slug=slug,
+        section="0.0",
+        fundamental=True,
+        claim="A number is one.",
+        measure=measure,
+        judge=lambda found: [protocol.near("1 +- .1", protocol.interval(found), 1, 0.1, null=0)],
+        plot=lambda axes, found: axes[0].plot(found),
+    )
+
+
+@pytest.fixture
+def two(monkeypatch, tmp_path):
+    """A survey of two problems, the second of which breaks."""
+    for slug, fails in (("sound-one", False), ("broken-one", True)):
+        module = type(sys)(slug.replace("-", "_"))
+        module.CHALLENGE = made_up(slug, fails)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+        (tmp_path / f"{module.__name__}.py").touch()
+    monkeypatch.setattr(survey, "SLUGS", ("sound-one", "broken-one"))
+    monkeypatch.setattr(survey, "CHALLENGES", tmp_path)
+    monkeypatch.setattr(survey.rj.training, "compilation_cache", lambda: None)
+    return survey.Config(run_dir=tmp_path / "run", seeds=5)
+
+
+def test_one_that_breaks_does_not_cost_the_others(two, capsys):
+    with pytest.raises(RuntimeError, match="not run: broken-one"):
+        survey.main(two)
+    result = json.loads((two.run_dir / "result.json").read_text())
+    assert result["verdicts"] == {"PASS": 1, "FAIL": 0, "INCONCLUSIVE": 0}
+    assert result["failed"] == {"broken-one": "RuntimeError: broken"}
+    page = (two.run_dir / "report.md").read_text()
+    assert "| 0.0 | sound-one | fundamental | PASS | 1 of 1 | 1 +- .1: " in page
+    for name in ("figures.png", "sound-one/figure.png"):
+        assert (two.run_dir / name).stat().st_size > 5000
+
+
+def test_what_is_there_is_not_run_again(two, monkeypatch):
+    config = dataclasses.replace(two, names=("sound-one",))
+    survey.main(config)
+    began = (config.run_dir / "sound-one/result.json").stat().st_mtime_ns
+    survey.main(dataclasses.replace(config, resume=True))
+    assert (config.run_dir / "sound-one/result.json").stat().st_mtime_ns == began
+    with pytest.raises(ValueError, match="first_seed"):
+        survey.main(dataclasses.replace(config, resume=True, first_seed=7))
+    with pytest.raises(ValueError, match=r"no such problem: nonsense\. There are: sound-one"):
+        survey.main(dataclasses.replace(config, names=("nonsense",), overwrite=True))
+
+
+@pytest.mark.parametrize("slug", survey.there())
+def test_each_says_what_it_is(slug):
+    challenge = importlib.import_module(slug.replace("-", "_")).CHALLENGE
+    assert challenge.slug == slug
+    assert challenge.section.startswith("3.") and challenge.seeds > challenge.fast_seeds > 1
+    assert challenge.claim.endswith(".")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("slug", survey.there())
+def test_each_runs(slug, tmp_path):
+    challenge = importlib.import_module(slug.replace("-", "_")).CHALLENGE
+    config = protocol.Config(tmp_path / "run", seeds=4, first_seed=77, fast=True)
+    result = protocol.run(challenge, config)
+    assert result["claims"] and result["seeds"] == 4
+    for claim in result["claims"]:
+        assert np.isfinite(list(claim["measured"])).all(), claim
+    assert (tmp_path / "run" / "figure.png").stat().st_size > 10_000
