@@ -112,7 +112,8 @@ def test_what_is_held_is_what_arrays_hold():
     axes = {"data": 1, "fsdp": 2, "tensor": 2}
     keys_and_values = 2 * 2 * 8 * 7 * 2 * 4 * 2
     cache = memory.cache_bytes(shapes.cache, workload.config, axes)
-    assert keys_and_values // 4 <= cache <= keys_and_values // 4 + 8 * 8
+    # And of each of 8 rows' 7 columns, cut over fsdp alone, a mask and a position.
+    assert cache == keys_and_values // 4 + 8 * 7 * (1 + 4) // 2
     whole = memory.cache_bytes(shapes.cache, workload.config, axes | {"fsdp": 1, "tensor": 4})
     assert whole >= keys_and_values  # 4 does not divide 2 heads
 
