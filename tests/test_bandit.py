@@ -97,6 +97,7 @@ def test_what_does_not_fit_is_refused():
         worlds.word_values(jnp.zeros(3), at_most=0)
 
 
+@pytest.mark.slow
 def test_a_token_languages_pairs_answer_one_prompt():
     values = jnp.linspace(-1, 1, 8)
     world = worlds.token_language(

@@ -24,6 +24,7 @@ def benchmark():
     return module
 
 
+@pytest.mark.slow
 def test_responses_are_a_quarter_of_the_longest_on_average(benchmark):
     level = Decoder(
         init_cache=lambda batch, length: (),

@@ -135,6 +135,7 @@ def test_what_is_remembered():
     np.testing.assert_array_equal(state.extra.ratings, [[1, 0], [1, 0]])
 
 
+@pytest.mark.slow
 def test_a_reward_model_that_begins_anew():
     fitted = algorithms.reward_model(WORLD.score_fn, optax.sgd(1.0))
     settings = SETTINGS | {"reward_steps": 1, "rounds": 3}

@@ -251,7 +251,11 @@ def test_changes_that_suffice_only_together():
         ({"topology": "b200:1x1x8"}, "write chip:size, of v4: 2x2x1"),
         ({"topology": "v5e:"}, "does not exist; of v5e there are"),
         ({"topology": "v5e", "mesh": "fsdp=4"}, "a mesh needs a size"),
-        ({"topology": "v5e", "memory_gib": 1e-3}, "fits no topology of v5e"),
+        pytest.param(
+            {"topology": "v5e", "memory_gib": 1e-3},
+            "fits no topology of v5e",
+            marks=pytest.mark.slow,
+        ),
         ({"mesh": "fsdp=3"}, "fsdp \\* tensor = 3 does not divide 256"),
         ({"mesh": "fsdp=16,data=2"}, "makes 32 devices, but there are 256 chips"),
         ({"mesh": "model=4"}, "its axes are data, fsdp, tensor"),

@@ -35,6 +35,7 @@ def fabricated(items=60, raters=16):
     return data.Ratings(names, domain, names, found.astype(np.int8), mask, batch, dropped=3)
 
 
+@pytest.mark.slow
 def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script.rj.data, "load_ratings", lambda _: fabricated())
     monkeypatch.setattr(script, "NAMES", {"movies": "films"})  # each domain is compiled

@@ -187,6 +187,7 @@ def test_a_table_of_ratios_shares_and_verdicts(tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / "run" / "result.json").read_text())["cases"]) == 1
 
 
+@pytest.mark.slow
 def test_the_curve_measures_every_point_by_itself(tmp_path, monkeypatch):
     asked = []
 
