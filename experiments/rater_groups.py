@@ -2,7 +2,7 @@
 
 Two rewards are fitted to comparisons by known raters of film reviews, and judged by what the same
 raters say of unseen sentences; beside it the same with a quarter of the raters turned round, whom
-it has to find. About 3 CPU minutes. Writes runs/rater_groups/.
+it has to find. About 3 minutes on two cores. Writes runs/rater_groups/.
 """
 
 import dataclasses
