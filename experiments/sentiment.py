@@ -6,16 +6,12 @@ other ratings) watches. Writes runs/sentiment/; --fast is for a first look.
 """
 
 import dataclasses
-import hashlib
-import json
-import logging
-import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +20,16 @@ import optax
 import tyro
 
 import rlhf_jax as rj
+from film_reviews import (
+    Fitting,
+    Judges,
+    Layout,
+    features_of,
+    fit_gold,
+    fit_proxy,
+    last_features,
+    reviews,
+)
 from rlhf_jax.feedback import Pairs
 from rlhf_jax.rewards import Standardised
 from rlhf_jax.types import (
@@ -40,13 +46,7 @@ from rlhf_jax.types import (
     TrainState,
 )
 
-_log = logging.getLogger("sentiment")
-
-# What stands before every text, so that the model knows what it is reading, and what is asked
-# behind it. No policy writes the question: the reward is read off what the frozen layers make
-# of its last word.
-LEAD, QUESTION = "Movie review:", " Overall, the movie was"
-OPENING, TEXT_LENGTH = 4, 56  # tokens
+OPENING = 4  # tokens of a review that are given
 BEST_OF, DPO_BETA = 16, 0.1
 COMPARED = ("kl", "reward", "gold", "distinct_2", "length")
 Evaluated = tuple[Sequences, dict[str, np.ndarray]]
@@ -112,122 +112,6 @@ class Config:
     overwrite: bool = False
 
 
-class Fitting(NamedTuple):
-    """How a judge is fitted."""
-
-    steps: int
-    rate: float
-    decay: float
-    trainable: tuple[str, ...]
-    seed: int
-    dropout: float = 0.0
-
-
-class Layout(NamedTuple):
-    """Every text's columns: the lead, the text (padded behind), the question."""
-
-    lead: np.ndarray
-    question: np.ndarray
-
-    def rows(self, texts: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and mask of texts of at most ``length`` tokens."""
-        tokens = np.zeros((len(texts), length), np.int32)
-        lengths = np.array([min(len(text), length) for text in texts])
-        for row, text in zip(tokens, texts, strict=True):
-            row[: len(text[:length])] = text[:length]
-        mask = np.arange(length) < lengths[:, None]
-        ends = [np.tile(x, (len(texts), 1)) for x in self]
-        there = [np.ones(x.shape, bool) for x in ends]
-        return (
-            np.concatenate([ends[0], tokens, ends[1]], axis=1),
-            np.concatenate([there[0], mask, there[1]], axis=1),
-        )
-
-    def text(self, x: jax.Array) -> jax.Array:
-        """The columns of the text."""
-        return x[:, len(self.lead) : -len(self.question)]
-
-    def asked(self, sample: SampleFn, end: int) -> SampleFn:
-        """The same sampler, with the question behind each answer; ``end`` hides the end of text."""
-        count = len(self.question)
-
-        def answers(params: Params, prompts: Prompts, keys: jax.Array) -> Sequences:
-            found = sample(params, prompts, keys)
-            # Human texts have no end-of-text before the question.
-            mask = found.mask & ~(found.response_mask & (found.tokens == end))
-
-            def longer(x: jax.Array, tail: np.ndarray) -> jax.Array:
-                tail = jnp.broadcast_to(jnp.asarray(tail, x.dtype), (len(x), count))
-                return jnp.concatenate([x, tail], axis=1)
-
-            return Sequences(
-                tokens=longer(found.tokens, self.question),
-                mask=longer(mask, True),
-                response_mask=longer(found.response_mask, False),
-                log_probs=longer(found.log_probs, 0.0),
-            )
-
-        return answers
-
-
-def last_features(hidden: jax.Array) -> jax.Array:
-    """What the reward is linear in, ``float32[B, D]``: the last column, to a length of one."""
-    last = hidden[:, -1].astype(jnp.float32)
-    return last * jax.lax.rsqrt(jnp.mean(jnp.square(last), axis=-1, keepdims=True) + 1e-5)
-
-
-def features_of(texts: list[list[int]], layout: Layout, read: Callable, made_of: str) -> np.ndarray:
-    """The features of texts, computed once and kept in the cache, a file for every 256 texts."""
-    folder, found = rj.assets.cache_folder() / "features", []
-    began = time.perf_counter()
-    for start in range(0, len(texts), 256):
-        part = texts[start : start + 256]
-        ends = [end.tolist() for end in layout]
-        name = hashlib.sha256(json.dumps([made_of, part, ends]).encode())
-        path = folder / f"{name.hexdigest()[:32]}.npy"
-        if not path.is_file():
-            order, rows = np.argsort([len(text) for text in part], kind="stable"), None
-            for batch in np.array_split(order, -(-len(part) // 32)):
-                longest = max(len(part[i]) for i in batch)
-                columns = min(-(-longest // 8) * 8, TEXT_LENGTH)
-                padded = [part[i] for i in batch] + [[]] * (32 - len(batch))
-                values = np.asarray(read(*layout.rows(padded, columns)))[: len(batch)]
-                rows = np.zeros((len(part), values.shape[1]), np.float32) if rows is None else rows
-                rows[batch] = values
-            folder.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            with temporary.open("wb") as file:
-                np.save(file, rows)
-            os.replace(temporary, path)
-            took = time.perf_counter() - began
-            _log.info("features of %d of %d texts, %.0f s", start + len(part), len(texts), took)
-        found.append(np.load(path, allow_pickle=False))
-    return np.concatenate(found)
-
-
-class Judges(NamedTuple):
-    """Both judges' parameters, each with what is read as one SD.
-
-    Attributes:
-        proxy: weights of the features, ``float32[F]``.
-        gold: of the model of words.
-    """
-
-    proxy: Standardised
-    gold: Standardised
-
-
-def fit_judge(run: rj.runs.Run, name: str, score_fn, params: Params, batches, how: Fitting):
-    """The whole of step 2 for one judge; what trains is ``how.trainable``."""
-    rate = optax.cosine_decay_schedule(how.rate, how.steps)
-    optimizer = optax.chain(optax.add_decayed_weights(how.decay), optax.adam(rate, b2=0.99))
-    settings = {"trainable": how.trainable, "token_dropout": how.dropout}
-    algorithm = rj.algorithms.reward_model(score_fn, optimizer, **settings)
-    state = partial(algorithm.init, params, jax.random.key(how.seed))
-    shown = {"show": ["loss", "accuracy"], "keep": 1}
-    return run.fit(name, algorithm, state, batches, steps=how.steps, **shown).state.params
-
-
 def best_against_worst(
     direct: Algorithm, sample: SampleFn, reward_fn: Callable, watch: Callable, *, samples: int
 ) -> Algorithm:
@@ -284,27 +168,8 @@ def main(config: Config) -> None:
     def encode(text: str) -> list[int]:
         return loaded.tokenizer.encode(text, add_special_tokens=False).ids
 
-    layout = Layout(np.array(encode(LEAD)), np.array(encode(QUESTION)))
-    texts = [encode(f" {text}")[:TEXT_LENGTH] for text in ratings.texts]
-
-    # The humans. Proxy and gold judge share no sentence and no column of ratings.
-    films = np.flatnonzero(ratings.domain == rj.data.DOMAINS.index("movies"))
-    films = np.random.default_rng(0).permutation(films)
-    test, ours = films[: sizes.tests], films[1000 : 1000 + round(0.65 * (len(films) - 1000))]
-    learnt, theirs = ours[: sizes.snippets], np.setdiff1d(np.arange(len(ratings)), films[:1000])
-    theirs = np.setdiff1d(theirs, ours)
-    even = np.arange(ratings.ratings.shape[1]) % 2 == 0
-
-    def comparisons(items: np.ndarray, tokens: np.ndarray, mask: np.ndarray, raters, key: Key):
-        """Batches of pairs of ``items``, the preferred one first, from one rating of each."""
-        human = rj.humans.real_raters(ratings.ratings[items], (ratings.rating_mask & raters)[items])
-        keys = jax.random.split(key)
-        pairs = Pairs(*jax.random.randint(keys[0], (2, sizes.comparisons), 0, len(items)))
-        sides = rj.feedback.decided(pairs, jax.jit(human)(keys[1], pairs))
-        picked = rj.data.epochs(sides, sizes.batch, seed=config.seed)
-        return lambda step: Preferences(
-            *(Sequences(tokens[i], mask[i], mask[i]) for i in picked(step))
-        )
+    films = reviews(ratings, encode, sizes.tests)
+    layout, learnt = films.layout, films.ours[: sizes.snippets]
 
     # The reward model is linear in features of the layers that are frozen: a policy step, which
     # runs these for the policy, has it for nothing.
@@ -315,36 +180,17 @@ def main(config: Config) -> None:
     lower = {name: value for name, value in reference.items() if name != "top_layers"}
     made_of = rj.checkpoint.digest(lower)
     table, unseen = (
-        features_of([texts[i] for i in items], layout, partial(read, lower), made_of)
-        for items in (learnt, test)
+        features_of([films.texts[i] for i in items], layout, partial(read, lower), made_of)
+        for items in (learnt, films.test)
     )
-    mean, scale = table.mean(axis=0), (table.std(axis=0) + 1e-3) * table.shape[1] ** 0.5
-    head = rj.models.linear_head(table.shape[1])
+    how = Fitting(sizes.comparisons, sizes.batch, sizes.proxy_steps, config.seed)
+    weights = fit_proxy(run, films, learnt, table, how)
 
-    def table_score(params: Params, rows: jax.Array, mask: jax.Array) -> jax.Array:
-        return head.apply(params["head"], params["table"][rows[:, 0]])
-
-    start = {"table": (table - mean) / scale, "head": head.init(key)}
-    rows = np.arange(len(learnt))[:, None]
-    pairs = comparisons(learnt, rows, rows >= 0, even, jax.random.fold_in(key, 1))
-    how = Fitting(sizes.proxy_steps, 0.05, 1e-4, ("head/*",), config.seed)
-    fitted = fit_judge(run, "proxy", table_score, start, pairs, how)
-    weights = fitted["head"]["kernel"][:, 0] / scale
-
-    # The gold judge counts words, pairs and pieces of words. It watches, and trains nothing.
     size = loaded.config.vocab_size
     vocabulary = [loaded.tokenizer.decode([i]).strip().lower() for i in range(size)]
     special = len(loaded.tokenizer.get_added_tokens_decoder())
     words = rj.models.hashed_model(vocabulary, special_tokens=special)
-
-    def laid_out(items: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        rows = layout.rows([texts[i] for i in items], TEXT_LENGTH)
-        return layout.text(rows[0]), layout.text(rows[1])
-
-    tokens, mask = laid_out(theirs)
-    pairs = comparisons(theirs, tokens, mask, ~even, jax.random.fold_in(key, 2))
-    how = Fitting(sizes.gold_steps, 0.05, 3e-6, ("weight", "bias"), config.seed, dropout=0.3)
-    counted = fit_judge(run, "gold", words.score_fn, words.init(key, tokens, mask), pairs, how)
+    counted = fit_gold(run, films, words, how._replace(steps=sizes.gold_steps))
 
     # Generation, and what both judges make of it.
     newline = encode("\n")
@@ -396,14 +242,9 @@ def main(config: Config) -> None:
         parts = jax.tree.map(lambda *x: np.concatenate(x), *parts)
         return jax.tree.map(lambda x: x.reshape(-1, count, *x.shape[1:]), parts)
 
-    def openings(items: np.ndarray) -> Prompts:
-        """The lead and the first tokens of sentences, up to the end of a word."""
-        heads = [t for t in (texts[i] for i in items) if len(t) >= OPENING + 4]
-        heads = [t[:OPENING] for t in heads if loaded.tokenizer.decode([t[OPENING]])[0] == " "]
-        rows = np.concatenate([np.tile(layout.lead, (len(heads), 1)), heads], axis=1)
-        return Prompts(rows.astype(np.int32), np.ones(rows.shape, bool))
-
-    kept = jax.tree.map(lambda x: np.resize(x, (sizes.evaluated, x.shape[1])), openings(test))
+    openings = partial(films.openings, length=OPENING, decode=loaded.tokenizer.decode)
+    kept = openings(films.test)
+    kept = jax.tree.map(lambda x: np.resize(x, (sizes.evaluated, x.shape[1])), kept)
     unit = np.float32(0), np.float32(1)
     raw = Judges(Standardised(weights, *unit), Standardised(counted, *unit))
     candidates = BEST_OF if config.method == "best-of-n" else sizes.candidates
@@ -431,7 +272,7 @@ def main(config: Config) -> None:
             params = ActorCritic(reference, critic)
         state = partial(algorithm.init, params, key, reward=judges.proxy, watched=judges.gold)
         size = sizes.prompts * (sizes.samples if config.method == "ppo" else 1)
-        batches = rj.data.epochs(openings(ours), size, seed=config.seed)
+        batches = rj.data.epochs(openings(films.ours), size, seed=config.seed)
         reason = f"the budget of {config.kl_budget:g} nats is spent"
         stop = rj.callbacks.stop_when(lambda row: row["kl"] > config.kl_budget, reason)
         settings = {"steps": config.iterations or sizes.iterations, "chunk": 1, "callbacks": [stop]}
@@ -447,10 +288,11 @@ def main(config: Config) -> None:
         jax.tree.map(lambda x: x[:, :count], each) for each in ((base, before), (answers, after))
     ]
     gains = {n: (pair[1][1][n] - pair[0][1][n]).mean(axis=1) for n in ("proxy", "gold")}
-    pairs = Pairs(*jax.random.randint(jax.random.fold_in(key, 5), (2, 50_000), 0, len(test)))
-    tests, odd = ratings.take(test), ratings.rating_mask[test] & ~even
+    tests = ratings.take(films.test)
+    pairs = Pairs(*jax.random.randint(jax.random.fold_in(key, 5), (2, 50_000), 0, len(tests)))
+    odd = tests.rating_mask & films.odd
     human = jax.jit(rj.humans.real_raters(tests.ratings, odd))
-    read_words = jax.jit(words.score_fn)(counted, *laid_out(test))
+    read_words = jax.jit(words.score_fn)(counted, *films.rows(films.test))
     result = rj.report.policy_report(
         run.folder,
         policy,

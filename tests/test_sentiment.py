@@ -1,7 +1,7 @@
 """The flagship from end to end, with a tiny random model in place of the one that is fetched."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 import rlhf_jax as rj
 
-SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "sentiment.py"
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+film_reviews, sentiment = map(importlib.import_module, ("film_reviews", "sentiment"))
 TINY = {
     "snippets": 40,
     "tests": 40,
@@ -33,17 +34,7 @@ TINY = {
 
 
 @pytest.fixture(scope="module")
-def sentiment():
-    """The script as a module."""
-    specification = importlib.util.spec_from_file_location("sentiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["sentiment"] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def world(sentiment, tmp_path_factory):
+def world(tmp_path_factory):
     """The module in a world of 1600 sentences, and the folder of a model."""
     try:
         ratings = rj.data.load_ratings(rj.assets.fetch(rj.assets.VADER_RATINGS))
@@ -102,7 +93,7 @@ def test_it_runs_from_end_to_end_and_writes_what_it_promises(world, tmp_path, me
     assert result["gold_gain_low"] <= result["gold_gain_sd"] <= result["gold_gain_high"]
     report = (folder / "report.md").read_text()
     assert "| best of 2 | 0.19 |" in report
-    assert module.QUESTION.strip() not in (folder / "samples.md").read_text()
+    assert film_reviews.QUESTION.strip() not in (folder / "samples.md").read_text()
     stages = {path.name for path in (folder / "checkpoints").iterdir()}
     if method == "best-of-n":
         assert stages == {"proxy", "gold"}
@@ -117,23 +108,24 @@ def test_it_runs_from_end_to_end_and_writes_what_it_promises(world, tmp_path, me
     assert rows[-1]["kl"] != 0
 
 
-def test_every_text_has_its_columns(sentiment):
-    layout = sentiment.Layout(np.array([9]), np.array([7, 8]))
+def test_every_text_has_its_columns():
+    layout = film_reviews.Layout(np.array([9]), np.array([7, 8]))
     tokens, mask = layout.rows([[1, 2, 3, 4], [5]], 3)
     assert tokens.tolist() == [[9, 1, 2, 3, 7, 8], [9, 5, 0, 0, 7, 8]]
     assert mask.astype(int).tolist() == [[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 1, 1]]
     assert layout.text(tokens).tolist() == [[1, 2, 3], [5, 0, 0]]
 
 
-def test_the_question_stands_behind_the_answer_and_its_end_is_hidden(sentiment):
-
+def test_the_question_stands_behind_the_answer_and_its_end_is_hidden():
     def sample(params, prompts, keys):
         tokens = np.array([[1, 5, 6, 0], [1, 5, 5, 5]], np.int32)
         response = np.array([[0, 1, 1, 0], [0, 1, 1, 1]], bool)
         mask = response | (np.arange(4) == 0)
         return rj.types.Sequences(tokens, mask, response, -response.astype(np.float32))
 
-    asked = sentiment.Layout(np.array([9]), np.array([7, 8])).asked(sample, end=6)((), None, None)
+    asked = film_reviews.Layout(np.array([9]), np.array([7, 8])).asked(sample, end=6)(
+        (), None, None
+    )
     assert asked.tokens.tolist() == [[1, 5, 6, 0, 7, 8], [1, 5, 5, 5, 7, 8]]
     # The end of the text is learnt and not read.
     assert asked.mask.astype(int).tolist() == [[1, 1, 0, 0, 1, 1], [1, 1, 1, 1, 1, 1]]
@@ -141,7 +133,7 @@ def test_the_question_stands_behind_the_answer_and_its_end_is_hidden(sentiment):
     assert asked.log_probs.tolist() == [[0, -1, -1, 0, 0, 0], [0, -1, -1, -1, 0, 0]]
 
 
-def test_the_best_of_several_is_the_proxys_choice(sentiment):
+def test_the_best_of_several_is_the_proxys_choice():
     answers = np.arange(6).reshape(2, 3, 1)
     measured = {"proxy": np.array([[1.0, 3.0, 9.0], [5.0, 4.0, 0.0]]), "gold": answers[..., 0]}
     chosen, found = sentiment.best_of(answers, measured, 2)
