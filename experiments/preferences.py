@@ -85,7 +85,8 @@ class Base(NamedTuple):
     params: Params
     tokenizer: Any
     tokens: dict[str, Any]  # for data.tokenise_*
-    eos_id: int | None
+    eos_id: int | None  # at which answers that are sampled end
+    final: int | None  # which is to be set behind answers that are given
 
 
 def base(config: Config, rows: list[dict]) -> Base:
@@ -98,10 +99,16 @@ def base(config: Config, rows: list[dict]) -> Base:
             raise ValueError(
                 f"{config.model} has no tokenizer.json, without which there are no tokens"
             )
-        tokens = {"pad_id": found.pad_id, "bos_id": found.bos_id}
+        tokens = {"pad_id": found.pad_id}
         if found.template is not None:
             tokens["template"] = found.template
-        return Base(found.model, found.params, found.tokenizer, tokens, found.eos_id)
+        # A template of conversations may write the first and the last token of them itself.
+        row = {"prompt": rows[0]["prompt"], "completion": rows[0]["chosen"]}
+        how = {"encode": found.tokenizer, "max_length": 10**6} | tokens
+        written = data.tokenise_sequences([row], **how).batch.tokens[0].tolist()
+        tokens["bos_id"] = None if written[0] == found.bos_id else found.bos_id
+        final = None if found.eos_id in written[-2:] else found.eos_id
+        return Base(found.model, found.params, found.tokenizer, tokens, found.eos_id, final)
     texts = [text(row[name]) for row in rows for name in ("prompt", "chosen", "rejected")]
     tokenizer = data.train_tokenizer(
         texts, vocab_size=config.vocabulary, lowercase=False, kind="bpe"
@@ -117,7 +124,8 @@ def base(config: Config, rows: list[dict]) -> Base:
     )
     model = rj.models.language_model(shape)
     params = model.init(jax.random.key(0))
-    return Base(model, params, tokenizer, {"pad_id": data.PAD, "bos_id": data.BOS}, data.EOS)
+    tokens = {"pad_id": data.PAD, "bos_id": data.BOS}
+    return Base(model, params, tokenizer, tokens, data.EOS, data.EOS)
 
 
 def text(said: str | list[dict]) -> str:
@@ -237,9 +245,7 @@ def main(config: Config) -> None:
         begin = begin._replace(model=rj.models.language_model(shape))
     model, params, direct = begin.model, begin.params, config.method in Direct.__args__
     tokens = begin.tokens | {"encode": begin.tokenizer, "max_length": config.max_length}
-    both = [
-        data.tokenise_preferences(rows, eos_id=begin.eos_id, **tokens) for rows in (train, test)
-    ]
+    both = [data.tokenise_preferences(rows, eos_id=begin.final, **tokens) for rows in (train, test)]
     pairs, unseen = (found.batch for found in both)
     rules = rj.parallel.rules_for(model.config, mesh)
 
@@ -264,7 +270,7 @@ def main(config: Config) -> None:
     # Step 0: the chosen answers are imitated.
     if config.sft_steps:
         chosen = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in train]
-        texts = data.tokenise_sequences(chosen, eos_id=begin.eos_id, **tokens).batch
+        texts = data.tokenise_sequences(chosen, eos_id=begin.final, **tokens).batch
         rate = optimizer(config.sft_rate, config.sft_steps)
         algorithm = algorithms.supervised(model.factored_logits_fn, rate)
         start = partial(algorithm.init, params, key)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,29 @@ def test_a_file_of_pairs_becomes_a_policy(script, pairs, tmp_path, capsys):
     ]
     assert "film" in (tmp_path / "run/samples.md").read_text()
     assert "implicit_reward_accuracy" in capsys.readouterr().out
+
+
+def test_what_a_models_own_template_writes_is_not_written_again(script, monkeypatch):
+    def template(messages, begin_answer):
+        said = "".join(f"{m['role'][0]}{m['content']}>" for m in messages)
+        return f"<{said}" + "a" * begin_answer
+
+    def loaded(name, **settings):
+        ids = {"<": 1, ">": 2}
+        given = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "template": template}
+        return types.SimpleNamespace(
+            model=None, params=None, tokenizer=lambda text: [ids.get(c, 9) for c in text], **given
+        )
+
+    def said(prompt, answer, by):
+        return [{"role": by, "content": answer}] if isinstance(prompt, list) else answer
+
+    monkeypatch.setattr(script.rj.pretrained, "load", loaded)
+    asked = [{"role": "user", "content": "what?"}]
+    for prompt, special in (("what?", (1, 2)), (asked, (None, None))):
+        sides = {name: said(prompt, "yes", "assistant") for name in ("chosen", "rejected")}
+        base = script.base(script.Config("", model="x"), [{"prompt": prompt} | sides])
+        assert (base.tokens["bos_id"], base.final, base.eos_id) == (*special, 2)
 
 
 @pytest.mark.slow
