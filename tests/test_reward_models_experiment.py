@@ -1,7 +1,7 @@
 """The experiment about reward models: on a few fabricated sentences, and its parts by hand."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -11,16 +11,8 @@ import pytest
 
 from rlhf_jax import data
 
-SCRIPT = Path(__file__).resolve().parents[1] / "experiments" / "reward_models.py"
-
-
-@pytest.fixture(scope="module")
-def script():
-    specification = importlib.util.spec_from_file_location("reward_models_experiment", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    sys.modules["reward_models_experiment"] = module
-    specification.loader.exec_module(module)
-    return module
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
+study, script = map(importlib.import_module, ("rating_study", "reward_models"))
 
 
 def fabricated(items=60, raters=16):
@@ -40,7 +32,7 @@ def fabricated(items=60, raters=16):
 
 
 @pytest.mark.slow
-def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys):
+def test_it_writes_what_it_promises(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(script.rj.data, "load_ratings", lambda _: fabricated())
     config = script.Config(run_dir=tmp_path / "run", preset="tiny", data=tmp_path)
     script.main(config)
@@ -65,7 +57,7 @@ def test_it_writes_what_it_promises(script, tmp_path, monkeypatch, capsys):
         script.main(config)
 
 
-def test_pairs_by_hand(script):
+def test_pairs_by_hand():
     order = script.signs(np.array([1.0, 3.0, 1.0]))
     np.testing.assert_array_equal(order, [[0.5, 0, 0.5], [1, 0.5, 1], [0.5, 0, 0.5]])
     # A tie of the people, or of the model, is half right; right and wrong count from both sides.
@@ -77,19 +69,18 @@ def test_pairs_by_hand(script):
     np.testing.assert_allclose(parts, expected, atol=1e-6)
 
 
-def test_nothing_that_is_judged_is_learnt_from(script, monkeypatch, tmp_path):
+def test_nothing_that_is_judged_is_learnt_from():
     ratings = fabricated()
     twice = ratings.texts[:60] + ratings.texts[:60] + ratings.texts[120:]  # a text in two domains
     again = dataclasses.replace(ratings, texts=twice)
-    monkeypatch.setattr(script.rj.data, "load_ratings", lambda _: again)
-    parts = {}
-    for judged_on in ("test", "validation"):
-        config = script.Config(run_dir=tmp_path, preset="tiny", judged_on=judged_on)
-        parts[judged_on] = script.prepared(config, run=None)
-    texts = {name: {twice[row] for row in study.judged} for name, study in parts.items()}
+    parts = {
+        judged_on: study.prepared(again, study.PRESETS["tiny"], None, judged_on=judged_on, seed=0)
+        for judged_on in ("test", "validation")
+    }
+    texts = {name: {twice[row] for row in part.judged} for name, part in parts.items()}
     assert not texts["test"] & texts["validation"]
-    for study in parts.values():
-        assert not texts["test"] & {twice[row] for row in study.train}
+    for part in parts.values():
+        assert not texts["test"] & {twice[row] for row in part.train}
     assert not texts["validation"] & {twice[row] for row in parts["validation"].train}
     # The tests' models learn from the validation sentences.
     assert texts["validation"] <= {twice[row] for row in parts["test"].train}
