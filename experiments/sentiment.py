@@ -318,6 +318,7 @@ def main(config: Config) -> None:
     final = reference if policy.state is None else policy.state.params
     result["parameters_sha256"] = rj.checkpoint.digest(final)
     result["seconds"] = time.perf_counter() - began
+    result["cpu_seconds"] = time.process_time()
     run.write_json("result.json", result)
     lines = [[f"best of {n}", *(f"{row[k]:.2f}" for k in COMPARED)] for n, row in chosen.items()]
     own = summary(*jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), pair[1]))
