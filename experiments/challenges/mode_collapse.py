@@ -4,8 +4,10 @@ A finite bandit. Half of the answers worth giving are liked a little less (delta
 the rest are bad. Which is right depends on what the question does not say: each of those worth
 giving is as often, and the initial policy gives them alike. REINFORCE with a leave-one-out baseline
 on the true reward, with and without a penalty, is compared with the exact tilt: liked and less
-liked answers as exp(delta / beta) to 1. Each answer is a text, for the measures of diversity. (RLHF
-makes language models less diverse: Kirk et al. 2023, https://arxiv.org/abs/2310.06452.)
+liked answers as exp(delta / beta) to 1. Without a penalty that keeps half of them; chance in the
+samples decides between those that are exactly tied, and fewer are left. Each answer is a text, for
+the measures of diversity. (RLHF makes language models less diverse: Kirk et al. 2023,
+https://arxiv.org/abs/2310.06452.)
 """
 
 import jax
@@ -86,7 +88,7 @@ def judge(found: dict[str, np.ndarray]) -> list:
         at_least("beta >= 2 delta: >= .9 (the least)", interval(least), 0.9, null=0.5),
     ]
     for times, arm in ((2, twice), (4, four)):
-        text = f"beta {times} delta: log ratio of liked to less liked / (delta / beta) = 1 +- .05"
+        text = f"beta {times} delta: log ratio of liked to others is delta / beta (x 1 +- .05)"
         claims.append(near(text, interval(times * arm["log ratio"]), 1, 0.05, null=0))
     claims += [
         at_least("beta 0: calibration error rises", interval(none["ECE"] - first["ECE"]), 0),
@@ -114,8 +116,9 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         axis.plot(ticks, rows.mean(axis=0), "o-", color=colour, label=label)
         axis.fill_between(ticks, low, high, color=colour, alpha=0.15, lw=0)
 
-    odds = 1 / (1 + np.exp(-1 / np.maximum(TIMES, 1e-9)))
-    exact = np.exp(-(odds * np.log(odds) + (1 - odds) * np.log(np.maximum(1 - odds, 1e-30)))) / 2
+    betas = DELTA * np.maximum(TIMES, 0.01)[:, None]
+    exact = rj.worlds.tilt(*np.broadcast_arrays(0.0, WORLD.utilities, betas)[:2], beta=betas)
+    exact = rj.measures.effective_modes(exact[:, GOOD]) / MODES
     draw(left, "modes", "effective modes, share of all", blue)
     left.plot(ticks, exact, "x:", color=grey, label="of the exact tilt")
     for name, colour in zip(("ECE", "EAD", "self-BLEU"), (orange, green, pink), strict=True):
@@ -132,7 +135,7 @@ CHALLENGE = Challenge(
     slug="mode-collapse",
     section="3.3.3",
     fundamental=False,
-    claim="RL tends to collapse onto few answers, though others are nearly as good.",
+    claim="RL collapses onto few answers, though others are nearly as good.",
     measure=measure,
     judge=judge,
     plot=plot,

@@ -149,23 +149,15 @@ def judge(found: dict[str, np.ndarray]) -> list:
         at_least(f"{text} lower by >= .25", interval(lost[:, worst, 1]), BROKEN),
         at_most("and without it by <= .02", interval(lost[:, worst, 0]), 0.02, null=BROKEN),
         at_least(
-            "first rate to break the policy less first to break the reward, in steps >= 0",
+            "first to break the policy less first to break the reward, in steps: >= 0",
             interval(found, lambda rows: 1.0 * jnp.diff(first_broken(rows))[0]),
             0,
             null=-1e-6,
         ),
-        at_least(
-            "10%: the policy is broken, harm with the word + >= .25",
-            interval(harm[:, -2, 1]),
-            BROKEN,
-        ),
-        nothing("10%: not without it (+- .05)", interval(harm[:, -2, 0]), tolerance=0.05),
-        nothing(
-            "10% with the word, true labels: accuracy (+- .02)",
-            interval(lost[:, -1, 1]),
-            tolerance=0.02,
-        ),
-        nothing("and harm (+- .05)", interval(harm[:, -1, 1]), tolerance=0.05),
+        at_least("10%: the policy breaks, harm + >= .25", interval(harm[:, -2, 1]), BROKEN),
+        nothing("but not without the word (+- .05)", interval(harm[:, -2, 0]), tolerance=0.05),
+        nothing("10% with true labels: accuracy +- .02", interval(lost[:, -1, 1]), tolerance=0.02),
+        nothing("and harm +- .05", interval(harm[:, -1, 1]), tolerance=0.05),
     ]
 
 
