@@ -136,53 +136,45 @@ def judge(found: dict[str, np.ndarray]) -> list:
     lift = found["nine"] - found["one"]
     some, every = lift[:, 0, CHECKED:], lift[:, 1, CHECKED:]
     gold, sure = (found[name][..., CHECKED:].mean(axis=2) for name in ("gold", "sure"))
-    easy = found["gold"][:, 0, :CHECKED].mean(axis=1)
+    easy, chance = found["gold"][:, 0, :CHECKED].mean(axis=1), 1 / BASE
+    few = interval(lift[:, 0, :CHECKED].min(axis=1))
     return [
-        at_least(
-            "simple mistakes, k <= M: nine votes add >= .15 (least)",
-            interval(lift[:, 0, :CHECKED].min(axis=1)),
-            0.15,
-        ),
-        at_most("k > M: nine votes add <= .02", interval(some.mean(axis=1)), 0.02, null=0.15),
-        at_least("control, all terms checked, as many: >= .15", interval(every.mean(axis=1)), 0.15),
+        at_least("simple mistakes, k <= M: nine votes add >= .15 (least)", few, 0.15),
+        at_most("k > M: they add <= .02", interval(some.mean(axis=1)), 0.02, null=0.15),
+        at_least("control, all terms checked: k > M >= .15", interval(every.mean(axis=1)), 0.15),
         nothing(
-            "k > M: the policy is right no more than by chance (+- .05)",
-            interval(gold[:, 0] - 1 / BASE),
-            tolerance=0.05,
+            "k > M: policy right by chance +- .05", interval(gold[:, 0] - chance), tolerance=0.05
         ),
         at_least("but sounds surer than if all were checked", interval(sure[:, 0] - sure[:, 1]), 0),
-        at_least("k <= M: it is right more than by chance", interval(easy - 1 / BASE), 0),
-        at_least("control, all terms checked: k > M, too", interval(gold[:, 1] - gold[:, 0]), 0),
+        at_least("k <= M: it is right more than by chance", interval(easy - chance), 0),
+        at_least("control, all checked: k > M too", interval(gold[:, 1] - gold[:, 0]), 0),
     ]
 
 
 def plot(axes, found: dict[str, np.ndarray]) -> None:
     """What raters see, and what a policy learns of them, by the number of terms."""
-    left, right = axes
     blue, orange, green, *_, grey = rj.report.COLOURS
     terms = 1 + np.arange(TERMS)
-
-    def draw(axis, name: str, arm: int, label: str, style: str, colour: str) -> None:
+    for side, name, arm, label, style, colour in (
+        (0, "nine", 1, f"{RATERS} who check all terms", "s:", grey),
+        (0, "nine", 0, f"most of {RATERS} who check {CHECKED}", "o-", blue),
+        (0, "one", 0, "one of them", "o-", orange),
+        (1, "gold", 1, "right, learnt of those who check all", "s:", grey),
+        (1, "gold", 0, f"right, of those who check {CHECKED}", "o-", blue),
+        (1, "sure", 0, "how sure it sounds then", "^--", green),
+    ):
         rows = found[name][:, arm]
-        axis.plot(terms, rows.mean(axis=0), style, color=colour, label=label)
+        axes[side].plot(terms, rows.mean(axis=0), style, color=colour, label=label)
         low, high = rows.min(axis=0), rows.max(axis=0)
-        axis.fill_between(terms, low, high, color=colour, alpha=0.15, lw=0)
-
-    draw(left, "nine", 1, f"{RATERS}, who check all terms", "s:", grey)
-    draw(left, "nine", 0, f"most of {RATERS}, who check {CHECKED}", "o-", blue)
-    draw(left, "one", 0, "one of them", "o-", orange)
-    draw(right, "gold", 1, "right, learnt of those who check all", "s:", grey)
-    draw(right, "gold", 0, f"right, of those who check {CHECKED}", "o-", blue)
-    draw(right, "sure", 0, "how sure it sounds then", "^--", green)
-    right.axhline(1 / BASE, color=grey, lw=0.5)
-    left.axhline(0.5, color=grey, lw=0.5)
-    left.set(ylabel="the right total preferred", title="raters", ylim=(0.4, 1.02))
-    right.set(ylabel="of the policy's answers", title="the policy (line: chance)", ylim=(0, 1.02))
-    for axis in axes:
+        axes[side].fill_between(terms, low, high, color=colour, alpha=0.15, lw=0)
+    for axis, chance, title in zip(axes, (0.5, 1 / BASE), ("raters", "policy"), strict=True):
+        axis.axhline(chance, color=grey, lw=0.5)
         axis.axvline(CHECKED + 0.5, color=grey, ls=":", lw=1)
         axis.set_xticks(terms)
-        axis.set(xlabel="terms to add up")
+        axis.set(xlabel="terms to add up", title=f"{title} (line: chance)", ylim=(0, 1.03))
         axis.legend(frameon=False, fontsize=8)
+    axes[0].set(ylabel="the right total preferred")
+    axes[1].set(ylabel="of the policy's answers")
 
 
 CHALLENGE = Challenge(

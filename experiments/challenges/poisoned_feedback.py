@@ -23,7 +23,7 @@ from rlhf_jax.types import Prompts, Sequences
 
 WORDS, PROMPT, ANSWER, WIDTH = 15, 2, 5, 32  # The attacker's word is one more.
 RATES = np.array([0.0, 0.005, 0.01, 0.03, 0.05, 0.1])
-PAIRS, BATCH, REWARD_STEPS, REWARD_RATE = 4096, 128, 250, 5e-3
+PAIRS, BATCH, REWARD_STEPS, REWARD_RATE = 4096, 64, 300, 5e-3
 PROMPTS, SAMPLES, POLICY_STEPS, POLICY_RATE, BETA = 32, 4, 80, 5e-3, 0.1
 RATIONALITY, BROKEN, FAST = 2.0, 0.25, np.array([0, 4, 5])
 
