@@ -21,7 +21,7 @@ from rlhf_jax.types import Sequences
 
 BASE, TERMS, CHECKED = 5, 3, 2  # V, the most terms, M
 SLIPS, RATERS = 0.25, 9
-PAIRS, STEPS, RATE, BETA = 256, 300, 5e-3, 0.5
+PAIRS, STEPS, RATE, BETA, SHOWN = 256, 300, 5e-3, 0.5, 16384
 MODEL = rj.models.language_model(
     rj.models.TransformerConfig(
         BASE, 32, 64, num_layers=1, num_heads=2, num_kv_heads=2, max_length=TERMS + 2
@@ -70,10 +70,10 @@ def asked(key: jax.Array, counts: jax.Array) -> Pairs:
     return Pairs(*(answers(terms, x, counts) for x in said))
 
 
-def accuracy(key: jax.Array, human: rj.humans.Human, count: jax.Array, rows: int) -> jax.Array:
+def accuracy(key: jax.Array, human: rj.humans.Human, count: jax.Array) -> jax.Array:
     """How often they prefer the right total to a wrong one; half where they see no difference."""
     keys = jax.random.split(key)
-    pairs = asked(keys[0], jnp.full(rows, count))
+    pairs = asked(keys[0], jnp.full(SHOWN, count))
     lead = 1.0 * right(pairs.first) - right(pairs.second)
     said = human(keys[1], pairs).preference - 0.5
     return 0.5 + jnp.sum(lead * said) / jnp.sum(jnp.abs(lead))
@@ -94,10 +94,10 @@ def gold(params: rj.types.Params, key: jax.Array, count: jax.Array) -> jax.Array
     return jnp.stack([x.sum() for x in jax.lax.map(given, totals)])
 
 
-def one_seed(key: jax.Array, limit: jax.Array, rows: int) -> dict[str, jax.Array]:
+def one_seed(key: jax.Array, limit: jax.Array, steps: int) -> dict[str, jax.Array]:
     """Accuracy of one and of nine, and what the policy becomes; by the number of terms."""
     keys, counts = jax.random.split(key, 4), 1 + jnp.arange(TERMS)
-    rate = optax.cosine_decay_schedule(RATE, STEPS)
+    rate = optax.cosine_decay_schedule(RATE, steps)
     pipeline = rj.pipeline.Pipeline(
         query=lambda key, policy, reward: asked(key, 1 + jnp.arange(PAIRS) % TERMS),
         human=panel(RATERS, limit),
@@ -108,13 +108,13 @@ def one_seed(key: jax.Array, limit: jax.Array, rows: int) -> dict[str, jax.Array
         pipeline,
         keys[0],
         rj.pipeline.Learners(MODEL.init(keys[1])),
-        rounds=STEPS,
+        rounds=steps,
         policy_steps=1,
         to_batch=partial(rj.feedback.preferences, keep_ties=False),
     )
 
     def by_terms(count: jax.Array) -> dict[str, jax.Array]:
-        judged = [accuracy(keys[2], panel(n, limit), count, rows) for n in (1, RATERS)]
+        judged = [accuracy(keys[2], panel(n, limit), count) for n in (1, RATERS)]
         right, sure = gold(state.params.policy.params, keys[3], count)
         return {"one": judged[0], "nine": judged[1], "gold": right, "sure": sure}
 
@@ -123,10 +123,10 @@ def one_seed(key: jax.Array, limit: jax.Array, rows: int) -> dict[str, jax.Array
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Each ``[seeds, who check some and all, terms]``."""
-    rows = 4096 if fast else 16384
+    steps = 200 if fast else STEPS
 
     def seed(key: jax.Array) -> dict[str, jax.Array]:
-        return jax.lax.map(lambda limit: one_seed(key, limit, rows), jnp.array([CHECKED, TERMS]))
+        return jax.lax.map(lambda limit: one_seed(key, limit, steps), jnp.array([CHECKED, TERMS]))
 
     return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
 
