@@ -171,8 +171,8 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         axis.axhline(chance, color=grey, lw=0.5)
         axis.axvline(CHECKED + 0.5, color=grey, ls=":", lw=1)
         axis.set_xticks(terms)
-        axis.set(xlabel="terms to add up", title=f"{title} (line: chance)", ylim=(0, 1.03))
-        axis.legend(frameon=False, fontsize=8)
+        axis.set(xlabel="terms to add up", title=f"{title} (line: chance)", ylim=(0, 1.25))
+        axis.legend(frameon=False, fontsize=8, loc="upper right")
     axes[0].set(ylabel="the right total preferred")
     axes[1].set(ylabel="of the policy's answers")
 
