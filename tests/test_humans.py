@@ -235,12 +235,14 @@ def test_a_limited_checker_finds_early_errors_and_believes_the_looks_of_the_rest
     right = jnp.array([[1, 1, 0, 1], [1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 1, 1]], bool)
     mask = jnp.array([[1, 1, 1, 1], [1, 1, 1, 1], [0, 1, 1, 0], [1, 1, 1, 1]], bool)
 
-    def seen(cue):
+    def seen(cue, limit):
         return humans.limited_checker(
-            lambda x: (x[0], x[1]), lambda x: jnp.full(4, cue), limit=2, answer=lambda u: u
+            lambda x: (x[0], x[1]), lambda x: jnp.full(4, cue), limit=limit, answer=lambda u: u
         )((right, mask))
 
-    np.testing.assert_allclose(seen(0.3), [0.3, 0.0, 1.0, 0.3])
+    np.testing.assert_allclose(seen(0.3, 2), [0.3, 0.0, 1.0, 0.3])
+    several = jax.vmap(seen, (None, 0))(0.3, jnp.array([0, 2, 4]))
+    np.testing.assert_allclose(several, [[0.3] * 4, [0.3, 0, 1, 0.3], [0, 0, 1, 1]])
     compares = humans.limited_checker(lambda x: (x[0], x[1]), lambda x: x[2], limit=2)
     example = (right, mask, jnp.full(4, 0.3))
     turned = jax.tree.map(lambda x: x[::-1], example)

@@ -111,7 +111,7 @@ def limited_checker(
     correct: Callable[[PyTree], tuple[jax.Array, jax.Array]],
     cue: Utility,
     *,
-    limit: int,
+    limit: int | jax.Array,
     answer: Callable[[Utility], Human] = oracle,
 ) -> Human:
     r"""Checks the first steps of a solution, as many as they can, and trusts a cue for the rest.
@@ -128,7 +128,7 @@ def limited_checker(
             there is a step.
         cue: ``(examples) -> float[B]``, from 0 to 1, how right they take an unchecked rest to be
             (its confidence, length or looks).
-        limit: ``M``, how many steps they check.
+        limit: ``M``, how many steps they check; may be traced.
         answer: from this utility to a human: ``oracle``, ``partial(boltzmann, rationality=4.0)``,
             ``partial(approval, threshold=0.5)``.
 
@@ -147,7 +147,7 @@ def limited_checker(
     >>> human(jax.random.key(0), Pairs(late, early)).preference.tolist()
     [1.0]
     """
-    if limit < 0:
+    if not isinstance(limit, jax.core.Tracer) and limit < 0:
         raise ValueError(f"limit must be at least 0, not {limit}")
 
     def utility(examples: PyTree) -> jax.Array:

@@ -1,0 +1,193 @@
+"""3.1.2, hard tasks (fundamental): what nobody can check, nobody's vote can.
+
+A token language of sums: up to three terms modulo V, answered by a total and by how confident that
+sounds. Raters add up two terms. Where those are all, they see whether the total is right; where
+there are more, they believe the answer that sounds surer. Now and then each errs by themselves. The
+vote of nine takes out what they do not share, and nothing of what they do. A transformer learns
+from their comparisons directly (DPO); its answers are few enough to be weighed all.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from protocol import Challenge, at_least, at_most, interval, main, nothing
+
+import rlhf_jax as rj
+from rlhf_jax.feedback import Comparison, Pairs
+from rlhf_jax.types import Sequences
+
+BASE, TERMS, CHECKED = 5, 3, 2  # V, the most terms, M
+SLIPS, RATERS = 0.25, 9
+PAIRS, STEPS, RATE, BETA, SHOWN = 256, 300, 5e-3, 0.5, 16384
+MODEL = rj.models.language_model(
+    rj.models.TransformerConfig(
+        BASE, 32, 64, num_layers=1, num_heads=2, num_kv_heads=2, max_length=TERMS + 2
+    )
+)
+
+
+def answers(terms: jax.Array, said: jax.Array, counts: jax.Array) -> Sequences:
+    """What was said, total and confidence ``[B, 2]``, to the last so many of the terms."""
+    asked = jnp.arange(TERMS) >= TERMS - counts[:, None]
+    tokens = jnp.hstack([jnp.where(asked, terms, 0), said])
+    mask = jnp.hstack([asked, jnp.ones(said.shape, bool)])
+    return Sequences(tokens, mask, mask & (jnp.arange(TERMS + 2) >= TERMS))
+
+
+def right(answer: Sequences) -> jax.Array:
+    """Whether the total is: what people want."""
+    return answer.tokens[:, :TERMS].sum(axis=1) % BASE == answer.tokens[:, TERMS]
+
+
+def adding_up(answer: Sequences) -> tuple[jax.Array, jax.Array]:
+    """A step for each term, the last of which shows whether the total is right."""
+    last = jnp.arange(TERMS) == TERMS - 1
+    return right(answer)[:, None] | ~last, answer.mask[:, :TERMS]
+
+
+def panel(raters: int, limit: jax.Array) -> rj.humans.Human:
+    """What most of them say; each checks so many terms, and errs by themselves."""
+    checks = rj.humans.limited_checker(
+        adding_up, cue=lambda answer: answer.tokens[:, -1] / BASE, limit=limit
+    )
+    rater = rj.humans.with_mistakes(checks, rate=SLIPS)
+
+    def human(key: jax.Array, pairs: Pairs) -> Comparison:
+        said = jax.vmap(rater, (0, None))(jax.random.split(key, raters), pairs)
+        return rj.feedback.majority(said)
+
+    return human
+
+
+def asked(key: jax.Array, counts: jax.Array) -> Pairs:
+    """Two answers of one who says everything alike, as the initial policy does."""
+    keys = jax.random.split(key)
+    terms = jax.random.randint(keys[0], (len(counts), TERMS), 0, BASE)
+    said = jax.random.randint(keys[1], (2, len(counts), 2), 0, BASE)
+    return Pairs(*(answers(terms, x, counts) for x in said))
+
+
+def accuracy(key: jax.Array, human: rj.humans.Human, count: jax.Array) -> jax.Array:
+    """How often they prefer the right total to a wrong one; half where they see no difference."""
+    keys = jax.random.split(key)
+    pairs = asked(keys[0], jnp.full(SHOWN, count))
+    lead = 1.0 * right(pairs.first) - right(pairs.second)
+    said = human(keys[1], pairs).preference - 0.5
+    return 0.5 + jnp.sum(lead * said) / jnp.sum(jnp.abs(lead))
+
+
+def gold(params: rj.types.Params, key: jax.Array, count: jax.Array) -> jax.Array:
+    """How probably the policy's total is right, and how sure it sounds."""
+    terms = jax.random.randint(key, (512, TERMS), 0, BASE)
+    counts, totals = jnp.full(len(terms), count), jnp.arange(BASE)
+
+    def given(total: jax.Array) -> tuple[jax.Array, jax.Array]:
+        said = answers(terms, jnp.full((len(terms), 2), total), counts)
+        chances = jax.nn.softmax(MODEL.logits_fn(params, said.tokens, said.mask))
+        chance = chances[:, TERMS - 1, total]
+        sure = chances[:, TERMS] @ (totals / BASE)
+        return jnp.mean(chance * right(said)), jnp.mean(chance * sure)
+
+    return jnp.stack([x.sum() for x in jax.lax.map(given, totals)])
+
+
+def one_seed(key: jax.Array, limit: jax.Array, steps: int) -> dict[str, jax.Array]:
+    """Accuracy of one and of nine, and what the policy becomes; by the number of terms."""
+    keys, counts = jax.random.split(key, 4), 1 + jnp.arange(TERMS)
+    rate = optax.cosine_decay_schedule(RATE, steps)
+    pipeline = rj.pipeline.Pipeline(
+        query=lambda key, policy, reward: asked(key, 1 + jnp.arange(PAIRS) % TERMS),
+        human=panel(RATERS, limit),
+        reward=None,
+        policy=rj.algorithms.dpo(MODEL.logits_fn, optax.adam(rate), beta=BETA),
+    )
+    state, _ = rj.pipeline.run(
+        pipeline,
+        keys[0],
+        rj.pipeline.Learners(MODEL.init(keys[1])),
+        rounds=steps,
+        policy_steps=1,
+        to_batch=partial(rj.feedback.preferences, keep_ties=False),
+    )
+
+    def by_terms(count: jax.Array) -> dict[str, jax.Array]:
+        judged = [accuracy(keys[2], panel(n, limit), count) for n in (1, RATERS)]
+        right, sure = gold(state.params.policy.params, keys[3], count)
+        return {"one": judged[0], "nine": judged[1], "gold": right, "sure": sure}
+
+    return jax.lax.map(by_terms, counts)
+
+
+def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
+    """Each ``[seeds, who check some and all, terms]``."""
+    steps = 200 if fast else STEPS
+
+    def seed(key: jax.Array) -> dict[str, jax.Array]:
+        return jax.lax.map(lambda limit: one_seed(key, limit, steps), jnp.array([CHECKED, TERMS]))
+
+    return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+
+
+def judge(found: dict[str, np.ndarray]) -> list:
+    """What must come out."""
+    lift = found["nine"] - found["one"]
+    some, every = lift[:, 0, CHECKED:], lift[:, 1, CHECKED:]
+    gold, sure = (found[name][..., CHECKED:].mean(axis=2) for name in ("gold", "sure"))
+    easy, chance = found["gold"][:, 0, :CHECKED].mean(axis=1), 1 / BASE
+    few = interval(lift[:, 0, :CHECKED].min(axis=1))
+    return [
+        at_least("simple mistakes, k <= M: nine votes add >= .15 (least)", few, 0.15),
+        at_most("k > M: they add <= .02", interval(some.mean(axis=1)), 0.02, null=0.15),
+        at_least("control, all terms checked: k > M >= .15", interval(every.mean(axis=1)), 0.15),
+        nothing(
+            "k > M: policy right by chance +- .05", interval(gold[:, 0] - chance), tolerance=0.05
+        ),
+        at_least("but sounds surer than if all were checked", interval(sure[:, 0] - sure[:, 1]), 0),
+        at_least("k <= M: it is right more than by chance", interval(easy - chance), 0),
+        at_least("control, all checked: k > M too", interval(gold[:, 1] - gold[:, 0]), 0),
+    ]
+
+
+def plot(axes, found: dict[str, np.ndarray]) -> None:
+    """What raters see, and what a policy learns of them, by the number of terms."""
+    blue, orange, green, *_, grey = rj.report.COLOURS
+    terms = 1 + np.arange(TERMS)
+    for side, name, arm, label, style, colour in (
+        (0, "nine", 1, f"{RATERS} who check all terms", "s:", grey),
+        (0, "nine", 0, f"most of {RATERS} who check {CHECKED}", "o-", blue),
+        (0, "one", 0, "one of them", "o-", orange),
+        (1, "gold", 1, "right, learnt of those who check all", "s:", grey),
+        (1, "gold", 0, f"right, of those who check {CHECKED}", "o-", blue),
+        (1, "sure", 0, "how sure it sounds then", "^--", green),
+    ):
+        rows = found[name][:, arm]
+        axes[side].plot(terms, rows.mean(axis=0), style, color=colour, label=label)
+        low, high = rows.min(axis=0), rows.max(axis=0)
+        axes[side].fill_between(terms, low, high, color=colour, alpha=0.15, lw=0)
+    for axis, chance, title in zip(axes, (0.5, 1 / BASE), ("raters", "policy"), strict=True):
+        axis.axhline(chance, color=grey, lw=0.5)
+        axis.axvline(CHECKED + 0.5, color=grey, ls=":", lw=1)
+        axis.set_xticks(terms)
+        axis.set(xlabel="terms to add up", title=f"{title} (line: chance)", ylim=(0, 1.25))
+        axis.legend(frameon=False, fontsize=8, loc="upper right")
+    axes[0].set(ylabel="the right total preferred")
+    axes[1].set(ylabel="of the policy's answers")
+
+
+CHALLENGE = Challenge(
+    slug="hard-tasks",
+    section="3.1.2",
+    fundamental=True,
+    claim="Humans cannot evaluate performance on difficult tasks well.",
+    measure=measure,
+    judge=judge,
+    plot=plot,
+    seeds=5,
+    fast_seeds=2,
+)
+
+if __name__ == "__main__":
+    main(CHALLENGE)
