@@ -266,6 +266,7 @@ def result(config: Config, first: dict[str, float], steps: list[dict[str, float]
 
 def main(config: Config) -> None:
     """Take the steps, and say how long they took."""
+    rj.training.keep_freed_memory()
     turns = Turns() if config.turns else None
     stepper = Stepper(config)
     if turns is None:

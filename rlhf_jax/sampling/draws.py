@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from rlhf_jax.types import Key
 
-__all__ = ["DrawFn", "drawer", "filter_logits"]
+__all__ = ["DrawFn", "chances", "drawer", "filter_logits"]
 
-# keys[B], index[] or [B], logits[B, V] -> tokens int32[B] and their log-probs float32[B]
-DrawFn = Callable[[Key, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+# chance[B], a column of `chances`, logits[B, V] -> tokens int32[B] and their log-probs float32[B]
+DrawFn = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def filter_logits(
@@ -56,10 +56,7 @@ def filter_logits(
 
 
 def drawer(temperature: float, top_k: int | None, top_p: float | None) -> DrawFn:
-    """Builds the function that draws token ``index`` of sequences with keys of their own.
-
-    Each draws with ``fold_in(key, index)``: what it says does not depend on who else is in the
-    batch, in which order, or on which device.
+    """Builds the function that draws the next token of every sequence.
 
     Args:
         temperature: what the logits are divided by; 0 takes the most likely token.
@@ -79,7 +76,7 @@ def drawer(temperature: float, top_k: int | None, top_p: float | None) -> DrawFn
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
 
-    def draw(keys: Key, index: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def draw(chance: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits.astype(jnp.float32)
         if temperature == 0:
             best = jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -88,13 +85,35 @@ def drawer(temperature: float, top_k: int | None, top_p: float | None) -> DrawFn
             logits = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p)
         else:
             logits = logits / temperature
-        index = jnp.broadcast_to(index, keys.shape)
-        return categorical(jax.vmap(jax.random.fold_in)(keys, index), logits)
+        return categorical(chance, logits)
 
     return draw
 
 
-def categorical(keys: Key, logits: jax.Array, *, columns: int = 64) -> tuple[jax.Array, jax.Array]:
+def chances(keys: Key, length: int) -> jax.Array:
+    """What decides each token of sequences with keys of their own: a number from 0 to 1.
+
+    Token ``t`` has ``fold_in(key, t)``: what a sequence says does not depend on who else is in the
+    batch, in which order, or on which device. All are made at once, since hashing a few numbers for
+    every token takes longer.
+
+    Args:
+        keys: ``[B]``.
+        length: ``R``, in tokens.
+
+    Returns:
+        ``float32[B, R]``, uniform.
+    """
+
+    def chance(key: Key, index: jax.Array) -> jax.Array:
+        return jax.random.uniform(jax.random.fold_in(key, index))
+
+    return jax.vmap(jax.vmap(chance, (None, 0)), (0, None))(keys, jnp.arange(length))
+
+
+def categorical(
+    chance: jax.Array, logits: jax.Array, *, columns: int = 64
+) -> tuple[jax.Array, jax.Array]:
     """Draws from the softmax of ``logits[B, V]`` by inverting its cumulative distribution.
 
     One uniform a row, where ``jax.random.categorical`` draws one for every token of the vocabulary:
@@ -103,7 +122,7 @@ def categorical(keys: Key, logits: jax.Array, *, columns: int = 64) -> tuple[jax
     normalised but the log-probability of the token that is drawn.
 
     Args:
-        keys: ``[B]``.
+        chance: ``float32[B]``, uniform between 0 and 1.
         logits: ``float32[B, V]``; minus infinity is never drawn.
         columns: tokens in a block.
 
@@ -117,7 +136,7 @@ def categorical(keys: Key, logits: jax.Array, *, columns: int = 64) -> tuple[jax
     weights = weights.reshape(batch, blocks, columns)
     totals = jnp.sum(weights, axis=-1)
     total = jnp.sum(totals, axis=-1)
-    target = jax.vmap(jax.random.uniform)(keys) * total
+    target = chance * total
 
     def invert(weights: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The entry into which ``target`` falls, and how far into it."""

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.sampling.draws import drawer
+from rlhf_jax.sampling.draws import chances, drawer
 from rlhf_jax.sampling.requests import answered, check_settings, samples_of
 from rlhf_jax.types import Decoder, Key, Params, Prompts, SampleFn, Sequences
 
@@ -55,10 +55,12 @@ def sampler(
         tokens = jnp.full(shape, pad_id, jnp.int32)
         mask, log_probs = jnp.zeros(shape, bool), jnp.zeros(shape, jnp.float32)
         alive = jnp.ones(shape[:1], bool)
+        chance = chances(keys, max_new_tokens)
 
         def emit(index, logits, alive, tokens, mask, log_probs):
             """Draws token ``index`` of every sequence that has not ended."""
-            drawn, drawn_log_probs = draw(keys, index, logits)
+            now = jax.lax.dynamic_index_in_dim(chance, index, axis=1, keepdims=False)
+            drawn, drawn_log_probs = draw(now, logits)
             drawn = jnp.where(alive, drawn, pad_id)
             tokens = tokens.at[:, index].set(drawn)
             mask = mask.at[:, index].set(alive)

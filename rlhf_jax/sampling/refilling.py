@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rlhf_jax.sampling.draws import drawer
+from rlhf_jax.sampling.draws import chances, drawer
 from rlhf_jax.sampling.requests import answered, check_settings, samples_of
 from rlhf_jax.types import Decoder, Key, Params, Prompts, PyTree, SampleFn, Sequences
 
@@ -109,7 +109,8 @@ def refilling_sampler(
         # All prompts are read, and the first token of every response is drawn.
         read = decoder.init_cache(batch, prompt_length)
         logits, read = decoder.apply(params, prompts.tokens, prompts.mask, read)
-        first, first_log_probs = draw(keys, jnp.int32(0), jnp.repeat(logits, samples, axis=0))
+        chance = chances(keys, max_new_tokens)
+        first, first_log_probs = draw(chance[:, 0], jnp.repeat(logits, samples, axis=0))
         wanted = max_new_tokens > 1 if eos_id is None else (first != eos_id) & (max_new_tokens > 1)
         wanted = jnp.broadcast_to(wanted, [total])
         queue = jnp.argsort(~wanted, stable=True).astype(jnp.int32)
@@ -154,9 +155,8 @@ def refilling_sampler(
             logits, cache = decoder.apply(
                 prepared, state.newest[:, None], taken[:, None], state.cache
             )
-            own_keys = jnp.take(keys, state.sequence, mode="clip")
-            drawn, log_probs = draw(own_keys, state.said, logits)
             where = (state.sequence, state.said)
+            drawn, log_probs = draw(chance.at[where].get(mode="clip"), logits)
             said = state.said + 1
             over = said == max_new_tokens
             over = over if eos_id is None else over | (drawn == eos_id)

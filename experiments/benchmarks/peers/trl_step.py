@@ -10,7 +10,6 @@ every word of the vocabulary on one thread.
 
 import argparse
 import contextlib
-import ctypes
 import json
 import tempfile
 
@@ -34,14 +33,7 @@ from trl import (
     RLOOConfig,
     RLOOTrainer,
 )
-from turns import Clock, Turns
-
-
-def keep_freed_memory() -> None:
-    """Without it every large temporary is mapped and unmapped anew, and its pages fault in."""
-    libc, trim_threshold, mmap_max = ctypes.CDLL("libc.so.6"), -1, -4
-    if not (libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1)):
-        raise RuntimeError("mallopt failed")
+from turns import Clock, Turns, keep_freed_memory
 
 
 def fast_multinomial(probabilities: torch.Tensor, num_samples: int) -> torch.Tensor:

@@ -2,8 +2,9 @@
 
 Tunix's best settings on a CPU, as far as they were found: all sequences in one batch, no
 rematerialisation, top_p=1 and no top_k (anything else sorts the vocabulary, and None is greedy), a
-cache of just the length that is needed, the default threefry keys (rbg is slower here). It asks for
-a step's data when the step before is done, which is where it is made to wait.
+cache of just the length that is needed, the default threefry keys (rbg is slower here), freed
+memory kept. It asks for a step's data when the step before is done, which is where it is made to
+wait.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tunix.rl import rl_cluster
 from tunix.rl.grpo.grpo_learner import GRPOConfig, GRPOLearner
 from tunix.rl.rollout.base_rollout import RolloutConfig
 from tunix.sft.dpo.dpo_trainer import DPOTrainer, DPOTrainingConfig, TrainingInput
-from turns import Clock, Turns
+from turns import Clock, Turns, keep_freed_memory
 
 NEVER = 10**9
 
@@ -171,6 +172,7 @@ def main() -> None:
     for name in ("prompts", "group", "prompt-len", "response-len", "max-steps"):
         parser.add_argument(f"--{name}", type=int, required=True)
     asked, turns = parser.parse_args(), Turns()
+    keep_freed_memory()
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("fsdp", "tp"))
     (grpo if asked.task == "grpo" else dpo)(asked, mesh, turns)
 

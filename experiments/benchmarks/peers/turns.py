@@ -5,6 +5,7 @@ to do, is answered by one JSON line on the standard output: how long it took. Th
 ends the process. Whatever else a library prints goes to the standard error.
 """
 
+import ctypes
 import json
 import os
 import resource
@@ -41,3 +42,10 @@ class Clock:
             "cpu_seconds": time.process_time() - self._cpu,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
         }
+
+
+def keep_freed_memory() -> None:
+    """Without it every large temporary is mapped and unmapped anew, and its pages fault in."""
+    libc, trim_threshold, mmap_max = ctypes.CDLL("libc.so.6"), -1, -4
+    if not (libc.mallopt(mmap_max, 0) and libc.mallopt(trim_threshold, 2**31 - 1)):
+        raise RuntimeError("mallopt failed")
