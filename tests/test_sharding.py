@@ -28,7 +28,7 @@ MESHES = [
 @pytest.fixture(autouse=True)
 def in_blocks(monkeypatch):
     """The vocabulary of 96 in four blocks, as that of a real model is in more."""
-    monkeypatch.setattr(vocabulary, "default_block", lambda rows: 24)
+    monkeypatch.setattr(vocabulary, "default_block", lambda *_: 24)
 
 
 @functools.cache
@@ -72,7 +72,7 @@ def test_eight_devices_too():
     code = """
 import jax, sharded
 from rlhf_jax import parallel, vocabulary
-vocabulary.default_block = lambda rows: 24
+vocabulary.default_block = lambda *_: 24
 for name in ("direct", "policy"):
     algorithm, state, batch = sharded.ALGORITHMS[name]()
     expected = jax.device_get(jax.jit(algorithm.step)(state, batch))
