@@ -101,7 +101,7 @@ def on_token_language(key: jax.Array) -> rj.types.Metrics:
 
 
 WORLDS = {
-    "bandit of 32 answers": partial(on_bandit, answers=32, respects=4, samples=8, pairs=16),
+    "bandit of 16 answers": partial(on_bandit, answers=16, respects=4, samples=8, pairs=16),
     "bandit of 64 answers": partial(on_bandit, answers=64, respects=8, samples=16, pairs=32),
     "token language": on_token_language,
 }

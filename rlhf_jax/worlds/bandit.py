@@ -222,7 +222,8 @@ def _drawn(policy: jax.Array, uniform: jax.Array) -> jax.Array:
     One number a draw and one sum for all, where ``jax.random.categorical`` draws one for each
     answer that there is.
     """
-    probabilities = jax.nn.softmax(policy)
+    # A reference is often a constant, of which the compiler would add up as many as there are runs.
+    probabilities = jax.nn.softmax(jax.lax.optimization_barrier(policy))
     if len(policy) <= 256:  # Then a product is faster than to add up, and to look at all of them.
         cumulative = probabilities @ jnp.triu(jnp.ones((len(policy), len(policy))))
         below = jnp.expand_dims(cumulative, range(1, 1 + uniform.ndim))
