@@ -153,8 +153,8 @@ def compared(whole: Callable, keys: jax.Array, repeats: int) -> dict[str, float]
 
 def main(config: Config) -> None:
     """Run, time, write, show."""
+    jax.config.update("jax_num_cpu_devices", config.devices)  # before anything runs
     run = rj.runs.start(config.run_dir, config, overwrite=config.overwrite)
-    jax.config.update("jax_num_cpu_devices", config.devices)
     rj.training.compilation_cache()
     keys = jax.random.split(jax.random.key(config.seed), config.runs)
     result = {
