@@ -152,26 +152,32 @@ def algorithm(
         size = len(jax.tree.leaves(rows)[0])
         there = jnp.minimum(state.step + 1, memory) * (size // memory)
 
-        def drawn(key: Key) -> Batch:
+        def drawn(key: Key, count: int) -> tuple[PyTree, Callable[[PyTree], Batch]]:
+            """Of so many batches what a scan goes through, and what makes a batch of it."""
             if batch_size is None:
-                return rows
-            index = jax.random.randint(key, (batch_size,), 0, there)
-            return jax.tree.map(lambda x: x[index], rows)
+                return None, lambda _: rows
+            # All at once: what draws random numbers is slow to start.
+            index = jax.random.randint(key, (count, batch_size), 0, there)
+            return index, lambda index: jax.tree.map(lambda x: x[index], rows)
 
-        def learnt(algorithm, state, key, count, batches):
-            keys = jax.random.split(key, count)
-            state, metrics = jax.lax.scan(lambda s, k: algorithm.step(s, batches(k)), state, keys)
+        def learnt(algorithm, state, batches, count):
+            through, batch = batches
+            state, metrics = jax.lax.scan(
+                lambda s, x: algorithm.step(s, batch(x)), state, through, length=count
+            )
             return state, jax.tree.map(jnp.mean, metrics)
 
         policy, reward, metrics = learners.policy, learners.reward, {}
         if not direct:
             if relearn:
                 reward = pipeline.reward.init(state.frozen, reward.key).replace(step=reward.step)
-            reward, found = learnt(pipeline.reward, reward, keys[1], reward_steps, drawn)
+            batches = drawn(keys[1], reward_steps)
+            reward, found = learnt(pipeline.reward, reward, batches, reward_steps)
             policy = _told(policy, reward.params)
             metrics |= {f"reward_{name}": x for name, x in found.items()} if reward_steps else {}
-        batches = drawn if direct else prompts
-        policy, found = learnt(pipeline.policy, policy, keys[2], policy_steps, batches)
+        asks = jax.random.split(keys[2], policy_steps), prompts
+        batches = drawn(keys[2], policy_steps) if direct else asks
+        policy, found = learnt(pipeline.policy, policy, batches, policy_steps)
         metrics |= {f"policy_{name}": x for name, x in found.items()} if policy_steps else {}
         metrics["labels"] = ((state.step + 1) * (size // memory)).astype(jnp.float32)
         if measure is not None:

@@ -36,8 +36,20 @@ def test_the_policy_says_what_its_parameters_are():
     for side in (asked.first, asked.second):
         share = jnp.bincount(side.tokens[:, 1], length=12) / 4000
         np.testing.assert_allclose(share, jax.nn.softmax(WORLD.reference), atol=0.03)
+    chances = jax.nn.log_softmax(WORLD.reference)[answers.tokens[:, 1]]
+    np.testing.assert_allclose(answers.log_probs[:, 1], chances, rtol=1e-6)
     logits = WORLD.logits_fn(WORLD.reference, answers.tokens, answers.mask)
     np.testing.assert_array_equal(logits[7, 0], WORLD.reference)
+
+
+@pytest.mark.parametrize("count", [12, 300])  # added up by a product; searched
+def test_what_is_impossible_is_never_drawn(count):
+    number = np.arange(count)
+    policy = jnp.array(np.where((number >= 3) & (number < count - 3), 0.0, -np.inf))
+    pairs = jax.jit(worlds.bandit(jnp.zeros(count)).pairs(20_000))(KEYS[2], policy, ())
+    share = np.bincount(pairs.first.tokens[:, 1], minlength=count) / 20_000
+    assert not share[:3].any() and not share[-3:].any()
+    np.testing.assert_allclose(share[3:-3], 1 / (count - 6), atol=0.02)
 
 
 def test_the_exact_policy_is_the_tilt():
@@ -93,6 +105,8 @@ def test_what_does_not_fit_is_refused():
         worlds.bandit(jnp.zeros(3), features=jnp.zeros((2, 2)))
     with pytest.raises(ValueError, match=r"ref_log_probs must be \[3\], not \[2\]"):
         worlds.bandit(jnp.zeros(3), ref_log_probs=jnp.zeros(2))
+    with pytest.raises(ValueError, match="one key a sequence, as many for each prompt: 2 prompts"):
+        WORLD.sample_fn(WORLD.reference, WORLD.prompts(2)(None), KEYS[:3])
     with pytest.raises(ValueError, match="at_most must be at least 1"):
         worlds.word_values(jnp.zeros(3), at_most=0)
 

@@ -39,8 +39,9 @@ def whole():
 def test_it_ends_where_the_truth_leads(whole):
     state, history = whole(jax.random.key(0))
     policy, reward = (learner.params for learner in state.params)
-    # 1,536 comparisons: a standard error of some .1 in each difference of rewards.
-    np.testing.assert_allclose(reward - reward[0], UTILITIES, atol=0.35)
+    # 1,536 comparisons, in the end of what is tilted: three standard errors from the best answer's.
+    off = abs(reward - reward[2] - UTILITIES + UTILITIES[2])
+    assert (off <= 3 * jnp.array([0.28, 0.12, 0, 0.19])).all(), off
     assert divergences.exact_kl(policy, OPTIMUM) < 0.05
     before = jax.nn.softmax(WORLD.reference) @ UTILITIES
     assert history["gold"][-1] > before + 0.5

@@ -11,13 +11,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from rlhf_jax import checks, divergences, sampling
+from rlhf_jax import checks, divergences
 from rlhf_jax.algorithms.common import advance, new_state
 from rlhf_jax.algorithms.experience import Frozen
 from rlhf_jax.feedback import Pairs
+from rlhf_jax.sampling.requests import answered
 from rlhf_jax.types import (
     Algorithm,
-    Decoder,
     Key,
     LogitsFn,
     Metrics,
@@ -130,20 +130,21 @@ def bandit(
         batch = Prompts(jnp.zeros((rows, 1), jnp.int32), jnp.ones((rows, 1), bool))
         return lambda key: batch
 
-    decoder = Decoder(
-        init_cache=lambda rows, length: (),
-        apply=lambda params, tokens, mask, cache: (
-            jnp.broadcast_to(params, (len(tokens), count)),
-            cache,
-        ),
-        vocab_size=count,
-        max_length=2,
-    )
-    sample_fn = sampling.sampler(decoder, max_new_tokens=1)
+    def sample_fn(params: Params, prompts: Prompts, keys: Key) -> Sequences:
+        rows = len(prompts.tokens)
+        if keys.ndim != 1 or not rows or keys.size % rows:
+            raise ValueError(
+                f"one key a sequence, as many for each prompt: {rows} prompts, keys of shape "
+                f"{keys.shape}"
+            )
+        number = _drawn(params, jax.vmap(jax.random.uniform)(keys))
+        log_probs = jax.nn.log_softmax(params)[number]
+        there = jnp.ones((keys.size, 1), bool)
+        return answered(prompts, number[:, None], there, log_probs[:, None])
 
     def pairs(rows: int) -> Callable[[Key, Params, Params], Pairs]:
         def query(key: Key, policy: Params, reward: Params) -> Pairs:
-            drawn = jax.random.categorical(key, policy, shape=(2, rows))
+            drawn = _drawn(policy, jax.random.uniform(key, (2, rows)))
             return Pairs(*map(answers, drawn))
 
         return query
@@ -213,3 +214,22 @@ def bandit(
         exact,
         newton,
     )
+
+
+def _drawn(policy: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The answers, ``int32[...]``, that uniform numbers ``float[...]`` draw from a policy's logits.
+
+    One number a draw and one sum for all, where ``jax.random.categorical`` draws one for each
+    answer that there is.
+    """
+    # A reference is often a constant, of which the compiler would add up as many as there are runs.
+    probabilities = jax.nn.softmax(jax.lax.optimization_barrier(policy))
+    if len(policy) <= 256:  # Then a product is faster than to add up, and to look at all of them.
+        cumulative = probabilities @ jnp.triu(jnp.ones((len(policy), len(policy))))
+        below = jnp.expand_dims(cumulative, range(1, 1 + uniform.ndim))
+        number = jnp.sum(below <= uniform * cumulative[-1], axis=0)
+    else:
+        cumulative = jnp.cumsum(probabilities)
+        number = jnp.searchsorted(cumulative, uniform * cumulative[-1], side="right")
+    # Where rounding puts it behind the end: the last answer that can be given.
+    return jnp.minimum(number, jnp.sum(cumulative < cumulative[-1])).astype(jnp.int32)
