@@ -8,9 +8,12 @@ chooses without thinking of some options, while the learner takes all for the ch
 et al. 2021), is misunderstood however much they say.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol
 from protocol import Challenge, at_least, interval, main, nothing
 
 import rlhf_jax as rj
@@ -110,27 +113,22 @@ def measure(keys: jax.Array, fast: bool) -> dict:
     worlds, particles = (4, 256) if fast else (8, 512)  # a seed's figures are means of worlds
 
     def one(key: jax.Array) -> dict:
-        found = jax.lax.map(
-            lambda key: learnt(key, particles=particles), jax.random.split(key, worlds)
-        )
+        found = jax.lax.map(partial(learnt, particles=particles), jax.random.split(key, worlds))
         return jax.tree.map(lambda x: x.mean(axis=0), found)
 
-    return jax.jit(lambda keys: jax.lax.map(one, keys))(keys)
+    return protocol.over_seeds(one, keys)
 
 
 def judge(found: dict) -> list:
     """What must come out."""
     better = found["forms"]["comparison"][0][:, None] - found["ratings"][0]
     complete, lacking = np.moveaxis(found["labels"], 1, 0)
+    kept = lacking[:, -1] - lacking[:, -4] / 2
     return [
         at_least("the scale stands still: ratings leave less regret", interval(better[:, 0]), 0),
         at_least("it drifts by 16: comparisons do", interval(-better[:, -1]), 0),
         at_least("unthought-of options: regret after 512 labels", interval(lacking[:, -1]), 0),
-        at_least(
-            "and more than half of that after 64",
-            interval(lacking[:, -1] - 0.5 * lacking[:, -4]),
-            0,
-        ),
+        at_least("and more than half of that after 64", interval(kept), 0),
         nothing("all thought of: none after 512 (.02)", interval(complete[:, -1]), tolerance=0.02),
     ]
 
@@ -146,14 +144,10 @@ def plot(axes, found: dict) -> None:
         left.axhline(regret.mean(), color=colour, ls="--", label=words)
     left.set(xlabel="drift of the scale from answer to answer", ylabel="regret, SD of utility")
     left.set(title=f"at the same cost: {BUDGET} answers read or written", ylim=(0, None))
-    left.legend(frameon=False, fontsize=8)
     for i, words in enumerate(("all options thought of", "some are not, the best perhaps")):
-        low, high = np.quantile(found["labels"][:, i], (0.1, 0.9), axis=0)
         colour = rj.report.COLOURS[i]
-        right.plot(LABELS, found["labels"][:, i].mean(axis=0), "o-", color=colour, label=words)
-        right.fill_between(LABELS, low, high, color=colour, alpha=0.15, lw=0)
+        protocol.band(right, LABELS, found["labels"][:, i], color=colour, label=words)
     right.set(xscale="log", xlabel="labels, one of four each", ylabel="regret, SD of utility")
-    right.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(
