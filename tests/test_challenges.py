@@ -75,13 +75,13 @@ def made_up(slug, fails=False):
 
 @pytest.fixture
 def two(monkeypatch, tmp_path):
-    """A survey of two problems, the second of which breaks."""
+    """A survey of two problems, the second of which breaks; of a third there is no script."""
     for slug, fails in (("sound-one", False), ("broken-one", True)):
         module = type(sys)(slug.replace("-", "_"))
         module.CHALLENGE = made_up(slug, fails)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         (tmp_path / f"{module.__name__}.py").touch()
-    monkeypatch.setattr(survey, "SLUGS", ("sound-one", "broken-one"))
+    monkeypatch.setattr(survey, "SLUGS", ("sound-one", "broken-one", "unwritten-one"))
     monkeypatch.setattr(survey, "CHALLENGES", tmp_path)
     monkeypatch.setattr(survey.rj.training, "compilation_cache", lambda: None)
     return survey.Config(run_dir=tmp_path / "run", seeds=5)
@@ -93,8 +93,11 @@ def test_one_that_breaks_does_not_cost_the_others(two, capsys):
     result = json.loads((two.run_dir / "result.json").read_text())
     assert result["verdicts"] == {"PASS": 1, "FAIL": 0, "INCONCLUSIVE": 0}
     assert result["failed"] == {"broken-one": "RuntimeError: broken"}
+    assert result["missing"] == ["unwritten-one"]
     page = (two.run_dir / "report.md").read_text()
+    assert "1 PASS, 0 FAIL, 0 INCONCLUSIVE, 1 not run, 1 missing" in page
     assert "| 0.0 | sound-one | fundamental | PASS | 1 of 1 | 1 +- .1: " in page
+    assert "broken-one |  | not run |" in page and "unwritten-one |  | missing |" in page
     for name in ("figures.png", "sound-one/figure.png"):
         assert (two.run_dir / name).stat().st_size > 5000
 

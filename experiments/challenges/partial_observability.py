@@ -110,7 +110,6 @@ def plot(axes, found: np.ndarray) -> None:
     seen = found[:, 1, :, 0, place, 2].mean(axis=0)
     right.plot(GRID, seen, "--", color=grey, label="J, where people see what happened")
     right.set(xlabel="q, belief in success at an empty log", ylabel=f"value (h = c = {COST})")
-    right.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

@@ -116,7 +116,6 @@ def plot(axes, found: np.ndarray) -> None:
     right.set(xlabel="length of the combination, H", ylabel=f"success after {BUDGET} episodes")
     for axis in axes:
         axis.set_xticks(DEPTHS)
-        axis.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

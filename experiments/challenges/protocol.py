@@ -157,7 +157,7 @@ def standard(values: jax.Array) -> jax.Array:
 
 def run(challenge: Challenge, config: Config) -> dict[str, Any]:
     """Measures, judges, plots and writes ``result.json``; returns what is in it."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     folder = config.run_dir or Path("runs/challenges") / challenge.slug
     opened = rj.runs.start(folder, config, overwrite=config.overwrite)
     rj.training.compilation_cache()
@@ -183,6 +183,7 @@ def run(challenge: Challenge, config: Config) -> dict[str, Any]:
         "first_seed": config.first_seed,
         "fast": config.fast,
         "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - worked,
     }
     opened.write_json("result.json", result)
     return result
@@ -204,10 +205,21 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
-def intervals(values: jax.Array, statistic: Callable | None = None) -> list[Interval]:
-    """Of several numbers at once: what the statistic, by default the mean, makes of the rows."""
-    statistic = statistic or _means
-    found = rj.measures.bootstrap(jnp.asarray(values), key=jax.random.key(0), statistic=statistic)
+def intervals(values: Found, statistic: Callable | None = None) -> list[Interval]:
+    """Of several numbers at once: what the statistic, by default the mean, makes of the rows.
+
+    Of several arrays, all with a row a seed, the same rows are drawn.
+    """
+    values = jax.tree.map(jnp.asarray, values)
+    if isinstance(values, jax.Array):
+        seeds, of_seeds = values, statistic or _means
+    else:
+        seeds = jnp.arange(len(jax.tree.leaves(values)[0]))
+
+        def of_seeds(drawn: jax.Array) -> jax.Array:
+            return statistic(jax.tree.map(lambda x: x[drawn], values))
+
+    found = rj.measures.bootstrap(seeds, key=jax.random.key(0), statistic=of_seeds)
     return [Interval(*map(float, row)) for row in np.stack(found, axis=1)]
 
 
