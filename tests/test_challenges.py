@@ -54,6 +54,19 @@ def test_lines_by_hand():
     assert protocol.slope(x, y) == 2
     assert protocol.r_squared(y, y) == 1
     assert protocol.r_squared(y, jnp.full(3, 3.0)) == 0
+    assert protocol.line(x, y).tolist() == [2, 1]
+    assert protocol.line(x, jnp.array([0.0, 2.0, 1.0])).tolist() == [0.5, 0.25]
+    rows = np.array([[5.0, 1.0, 2.0], [1.0, 5.0, 2.0]])
+    np.testing.assert_allclose(protocol.spearman(rows, np.array([7.0, 8.0, 9.0])), [-0.5, 0.5])
+
+
+def test_of_several_arrays_the_same_seeds_are_drawn():
+    values = np.array([1.0, 5.0, 2.0, 9.0])
+    arms = {"one": values, "other": values - np.array([1.0, 2.0, 1.0, 2.0])}
+    (found,) = protocol.intervals(
+        arms, lambda rows: jnp.mean(rows["one"] - rows["other"], keepdims=True)
+    )
+    assert found.estimate == 1.5 and found.low >= 1 and found.high <= 2
 
 
 def made_up(slug, fails=False):
@@ -112,6 +125,14 @@ def test_what_is_there_is_not_run_again(two, monkeypatch):
         survey.main(dataclasses.replace(config, resume=True, first_seed=7))
     with pytest.raises(ValueError, match=r"no such problem: nonsense\. There are: sound-one"):
         survey.main(dataclasses.replace(config, names=("nonsense",), overwrite=True))
+
+
+@pytest.mark.slow
+def test_two_at_a_time(tmp_path):
+    names = ("goal-misgeneralization", "power-seeking")
+    survey.main(survey.Config(names, tmp_path, seeds=2, first_seed=77, fast=True, jobs=2))
+    problems = json.loads((tmp_path / "result.json").read_text())["problems"]
+    assert tuple(problem["slug"] for problem in problems) == names
 
 
 @pytest.mark.parametrize("slug", survey.there())
