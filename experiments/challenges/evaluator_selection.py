@@ -23,6 +23,7 @@ import rlhf_jax as rj
 SHARES = np.array([0.1, 0.18, 0.18, 0.18, 0.18, 0.18])  # the researcher is of the first group
 SELECTION = np.array([0.0, 1.0, 2.0, 4.0])
 FEATURES, DIFFERENCE, DRAWS = 16, 1.5, 64  # best of 64: all policies are as far away
+WORLDS = 8  # a seed's gaps are means of theirs
 FIFTHS, WIDTH, COLUMNS = 5, 256, 29
 
 
@@ -96,7 +97,8 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     sizes = (1024, 2048) if fast else (4096, 8192)
 
     def one(key: jax.Array, *real: jax.Array) -> dict[str, jax.Array]:
-        return gaps(key, *sizes) | {"films": shifts(key, *real)}
+        worlds = jax.lax.map(lambda key: gaps(key, *sizes), jax.random.split(key, WORLDS))
+        return jax.tree.map(lambda x: x.mean(axis=0), worlds) | {"films": shifts(key, *real)}
 
     return protocol.over_seeds(one, keys, features, table)
 
