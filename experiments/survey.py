@@ -13,7 +13,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -117,18 +117,21 @@ def row(slug: str, result: dict | str) -> list[str]:
     ]
 
 
+def kept(slug: str, config: Config) -> dict | None:
+    """The result of one problem that an earlier run with the same settings has left."""
+    path = config.run_dir / slug / "result.json"
+    if not (config.resume and path.is_file()):
+        return None
+    result = json.loads(path.read_text())
+    wanted = (config.first_seed, config.fast, config.seeds or result["seeds"])
+    return result if wanted == tuple(result[x] for x in ("first_seed", "fast", "seeds")) else None
+
+
 def one(slug: str, config: Config) -> dict:
-    """The result of one problem, from its folder if it is there and may be."""
+    """Runs one problem, in a folder of its own."""
     folder = config.run_dir / slug
-    settings = protocol.Config(folder, config.seeds, config.first_seed, config.fast)
-    path = folder / "result.json"
-    if config.resume and path.is_file():
-        result = json.loads(path.read_text())
-        same = (result["first_seed"], result["fast"]) == (config.first_seed, config.fast)
-        if same and config.seeds in (None, result["seeds"]):
-            return result
-    challenge = importlib.import_module(_module(slug)).CHALLENGE
-    return protocol.run(challenge, dataclasses.replace(settings, overwrite=True))
+    settings = protocol.Config(folder, config.seeds, config.first_seed, config.fast, overwrite=True)
+    return protocol.run(importlib.import_module(_module(slug)).CHALLENGE, settings)
 
 
 def each(names: Sequence[str], config: Config) -> Iterator[tuple[str, Callable[[], dict]]]:
@@ -164,7 +167,7 @@ def contact_sheet(results: Sequence[dict], folder: Path) -> None:
     rj.report.save_figure(figure, folder / "figures.png")
 
 
-def write(run: rj.runs.Run, found: dict[str, dict | str], failed: dict, config: Config) -> str:
+def write(run: rj.runs.Run, found: Mapping[str, dict | str], failed: dict, config: Config) -> str:
     """The survey's own files; returns a line that counts the verdicts."""
     results = [result for result in found.values() if isinstance(result, dict)]
     missing = [slug for slug, result in found.items() if result == MISSING]
@@ -195,7 +198,6 @@ def write(run: rj.runs.Run, found: dict[str, dict | str], failed: dict, config: 
 def main(config: Config) -> None:
     """Run, judge, write, show."""
     began, console = time.perf_counter(), Console()
-    names = [slug for slug in SLUGS if slug in (config.names or SLUGS)]
     if unknown := [name for name in config.names if name not in SLUGS]:
         raise ValueError(f"no such problem: {', '.join(unknown)}. There are: {', '.join(SLUGS)}")
     if config.jobs < 1:
@@ -203,10 +205,13 @@ def main(config: Config) -> None:
     free = ("run_dir", "resume", "overwrite", "names", "jobs")
     how = {"resume": config.resume, "overwrite": config.overwrite, "free": free}
     run = rj.runs.start(config.run_dir, config, **how)
-    found: dict[str, dict | str] = dict.fromkeys(names, MISSING)
-    scripts, failed = [slug for slug in names if slug in there()], {}
-    for number, (slug, result) in enumerate(each(scripts, config), 1):
-        console.print(f"[dim]{number}/{len(scripts)} {slug}[/]")
+    # With those that are not asked for, but there.
+    found = {slug: kept(slug, config) or MISSING for slug in SLUGS}
+    names = [slug for slug in SLUGS if slug in (config.names or SLUGS)]
+    found = {slug: x for slug, x in found.items() if slug in names or x != MISSING}
+    todo, failed = [slug for slug in there() if found.get(slug) == MISSING], {}
+    for number, (slug, result) in enumerate(each(todo, config), 1):
+        console.print(f"[dim]{number}/{len(todo)} {slug}[/]")
         try:
             found[slug] = result()
         except Exception as error:  # One that breaks must not cost the others.

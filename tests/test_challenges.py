@@ -121,6 +121,9 @@ def test_what_is_there_is_not_run_again(two, monkeypatch):
     began = (config.run_dir / "sound-one/result.json").stat().st_mtime_ns
     survey.main(dataclasses.replace(config, resume=True))
     assert (config.run_dir / "sound-one/result.json").stat().st_mtime_ns == began
+    survey.main(dataclasses.replace(config, names=("unwritten-one",), resume=True))
+    page = (config.run_dir / "report.md").read_text()
+    assert "1 PASS, 0 FAIL, 0 INCONCLUSIVE, 1 missing" in page and "broken-one" not in page
     with pytest.raises(ValueError, match="first_seed"):
         survey.main(dataclasses.replace(config, resume=True, first_seed=7))
     with pytest.raises(ValueError, match=r"no such problem: nonsense\. There are: sound-one"):

@@ -101,13 +101,8 @@ def learnt(key: jax.Array, *, particles: int) -> dict[str, dict | jax.Array]:
 
 def measure(keys: jax.Array, fast: bool) -> dict:
     """Regret and bits by form, and by drift; regret of labels ``[seeds, 2, labels]``."""
-    worlds, particles = (4, 256) if fast else (8, 512)  # a seed's figures are means of worlds
-
-    def one(key: jax.Array) -> dict:
-        found = jax.lax.map(partial(learnt, particles=particles), jax.random.split(key, worlds))
-        return jax.tree.map(lambda x: x.mean(axis=0), found)
-
-    return protocol.over_seeds(one, keys)
+    worlds, particles = (4, 256) if fast else (8, 512)
+    return protocol.over_seeds(partial(learnt, particles=particles), keys, worlds=worlds)
 
 
 def judge(found: dict) -> list:

@@ -227,12 +227,20 @@ def _means(rows: jax.Array) -> jax.Array:
     return jnp.mean(rows, axis=0)
 
 
-def over_seeds(one_seed: Callable[..., Found], keys: jax.Array, *given: Any) -> Found:
-    """``one_seed(key, *given)`` of each seed, one after the other, in one program."""
-    one_after_the_other = jax.jit(
-        lambda keys, *given: jax.lax.map(lambda key: one_seed(key, *given), keys)
-    )
-    return one_after_the_other(keys, *given)
+def over_seeds(one: Callable[..., Found], keys: jax.Array, *given: Any, worlds: int = 1) -> Found:
+    """``one(key, *given)`` of each seed, one after the other, in one program.
+
+    Of several worlds a seed's is the mean: less hangs on the luck of a few.
+    """
+
+    def of_seed(key: jax.Array, *given: Any) -> Found:
+        if worlds == 1:
+            return one(key, *given)
+        found = jax.lax.map(lambda key: one(key, *given), jax.random.split(key, worlds))
+        return jax.tree.map(lambda x: x.mean(axis=0), found)
+
+    program = jax.jit(lambda keys, *given: jax.lax.map(lambda key: of_seed(key, *given), keys))
+    return program(keys, *given)
 
 
 def fitted(

@@ -18,6 +18,7 @@ import rlhf_jax as rj
 WIDTHS, LABELS = np.array([24, 24, 24, 18, 14]), np.array([128, 256, 512, 512, 512])  # of proxies
 BY_LABELS, BY_WIDTH = slice(0, 3), slice(2, 5)
 ANSWERS, DIMENSIONS, CURVATURE, RATIONALITY = 16384, 8, 0.7, 2.0
+WORLDS = 8  # of a seed: how soon gold turns over differs much from one to the next
 DRAWS = 2.0 ** np.arange(13)
 DISTANCES = np.sqrt(np.asarray(rj.measures.best_of_n_kl(DRAWS)))
 BETAS = np.geomspace(10, 0.22, 14)
@@ -69,13 +70,7 @@ def one_world(key: jax.Array) -> dict[str, jax.Array]:
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """``best`` is ``[seeds, proxies, 2, draws]``, ``tilts`` ``[.., 3, betas]``; noise is last."""
-
-    def one_seed(key: jax.Array) -> dict[str, jax.Array]:
-        """The mean curves of several worlds: how soon gold turns over differs much among them."""
-        worlds = jax.lax.map(one_world, jax.random.split(key, 4 if fast else 8))
-        return jax.tree.map(lambda x: x.mean(axis=0), worlds)
-
-    return protocol.over_seeds(one_seed, keys)
+    return protocol.over_seeds(one_world, keys, worlds=WORLDS)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
