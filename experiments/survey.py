@@ -68,7 +68,10 @@ in all. A toy shows a mechanism, and not how common it is in large models.
 {figures}
 """
 MISSING = "missing"  # in place of a result, where there is no script
-HEADER = ("section", "problem", "kind", "verdict", "claims", "first claim, measured", "seeds", "s")
+HEADER = (
+    *("section", "problem", "kind", "verdict", "claims"),
+    *("first claim", "measured", "seeds", "s"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +105,7 @@ def _module(slug: str) -> str:
 def row(slug: str, result: dict | str) -> list[str]:
     """A line of the table: of a result, or of the word for there being none."""
     if isinstance(result, str):
-        return ["", slug, "", result, "", "", "", ""]
+        return ["", slug, "", result, *5 * [""]]
     passed = sum(claim["verdict"] == "PASS" for claim in result["claims"])
     first = result["claims"][0]
     return [
@@ -111,7 +114,8 @@ def row(slug: str, result: dict | str) -> list[str]:
         result["kind"],
         result["verdict"],
         f"{passed} of {len(result['claims'])}",
-        "{}: {:.3g} [{:.3g}, {:.3g}]".format(first["text"], *protocol.numbers(first)),
+        first["text"],
+        "{:.3g} [{:.3g}, {:.3g}]".format(*protocol.numbers(first)),
         str(result["seeds"]),
         f"{result['seconds']:.0f}",
     ]
@@ -221,9 +225,12 @@ def main(config: Config) -> None:
         else:
             console.print(f"  {found[slug]['verdict']}, {found[slug]['seconds']:.0f} s")
     said = write(run, found, failed, config)
-    shown = Table(*HEADER)
+    shown = Table()
+    narrow = [place for place, name in enumerate(HEADER) if name not in ("kind", "first claim")]
+    for place in narrow:
+        shown.add_column(HEADER[place], no_wrap=HEADER[place] in ("problem", "verdict"))
     for both in found.items():
-        shown.add_row(*row(*both))
+        shown.add_row(*(row(*both)[place] for place in narrow))
     console.print(shown)
     seconds = time.perf_counter() - began
     console.print(f"{said}; {seconds:.0f} s. Report: {run.folder / 'report.md'}")

@@ -70,7 +70,9 @@ def one_seed(key: jax.Array) -> dict[str, jax.Array]:
     return {
         "circles": jnp.stack([going_round(0.0, count) for count in SIZES]),
         "based": going_round(leads, ANSWERS),
-        "minds": jax.vmap(lambda x: excess(people(x).mean(0)))(jnp.stack([minds, minds[[0, 0]]])),
+        "minds": jax.vmap(lambda x: excess(people(x).mean(0)))(
+            jnp.stack([minds, minds[np.array([0, 0])]])
+        ),
         "drift": jax.vmap(lambda x: excess(people(base + x)))(jnp.stack([drift, 0 * drift])),
         "labels": jax.lax.map(learnt, LABELS).T,  # [reward or pairs, labels]
     }
