@@ -225,12 +225,12 @@ def main(config: Config) -> None:
         else:
             console.print(f"  {found[slug]['verdict']}, {found[slug]['seconds']:.0f} s")
     said = write(run, found, failed, config)
-    shown = Table()
-    narrow = [place for place, name in enumerate(HEADER) if name not in ("kind", "first claim")]
-    for place in narrow:
-        shown.add_column(HEADER[place], no_wrap=HEADER[place] in ("problem", "verdict"))
+    shown, few = Table(box=None), ("problem", "verdict", "claims", "measured")
+    for name in few:
+        shown.add_column(name, no_wrap=True)
     for both in found.items():
-        shown.add_row(*(row(*both)[place] for place in narrow))
+        cells = dict(zip(HEADER, row(*both), strict=True))
+        shown.add_row(*(cells[name] for name in few))
     console.print(shown)
     seconds = time.perf_counter() - began
     console.print(f"{said}; {seconds:.0f} s. Report: {run.folder / 'report.md'}")
