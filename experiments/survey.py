@@ -113,7 +113,7 @@ def row(slug: str, result: dict | str) -> list[str]:
         slug,
         result["kind"],
         result["verdict"],
-        f"{passed} of {len(result['claims'])}",
+        f"{passed}/{len(result['claims'])}",
         first["text"],
         "{:.3g} [{:.3g}, {:.3g}]".format(*protocol.numbers(first)),
         str(result["seeds"]),

@@ -109,7 +109,7 @@ def test_one_that_breaks_does_not_cost_the_others(two, capsys):
     assert result["missing"] == ["unwritten-one"]
     page = (two.run_dir / "report.md").read_text()
     assert "1 PASS, 0 FAIL, 0 INCONCLUSIVE, 1 not run, 1 missing" in page
-    assert "| 0.0 | sound-one | fundamental | PASS | 1 of 1 | 1 +- .1 | " in page
+    assert "| 0.0 | sound-one | fundamental | PASS | 1/1 | 1 +- .1 | " in page
     assert "broken-one |  | not run |" in page and "unwritten-one |  | missing |" in page
     for name in ("figures.png", "sound-one/figure.png"):
         assert (two.run_dir / name).stat().st_size > 5000
