@@ -54,6 +54,19 @@ def test_lines_by_hand():
     assert protocol.slope(x, y) == 2
     assert protocol.r_squared(y, y) == 1
     assert protocol.r_squared(y, jnp.full(3, 3.0)) == 0
+    assert protocol.line(x, y).tolist() == [2, 1]
+    assert protocol.line(x, jnp.array([0.0, 2.0, 1.0])).tolist() == [0.5, 0.25]
+    rows = np.array([[5.0, 1.0, 2.0], [1.0, 5.0, 2.0]])
+    np.testing.assert_allclose(protocol.spearman(rows, np.array([7.0, 8.0, 9.0])), [-0.5, 0.5])
+
+
+def test_of_several_arrays_the_same_seeds_are_drawn():
+    values = np.array([1.0, 5.0, 2.0, 9.0])
+    arms = {"one": values, "other": values - np.array([1.0, 2.0, 1.0, 2.0])}
+    (found,) = protocol.intervals(
+        arms, lambda rows: jnp.mean(rows["one"] - rows["other"], keepdims=True)
+    )
+    assert found.estimate == 1.5 and found.low >= 1 and found.high <= 2
 
 
 def made_up(slug, fails=False):
@@ -75,13 +88,13 @@ def made_up(slug, fails=False):
 
 @pytest.fixture
 def two(monkeypatch, tmp_path):
-    """A survey of two problems, the second of which breaks."""
+    """A survey of two problems, the second of which breaks; of a third there is no script."""
     for slug, fails in (("sound-one", False), ("broken-one", True)):
         module = type(sys)(slug.replace("-", "_"))
         module.CHALLENGE = made_up(slug, fails)
         monkeypatch.setitem(sys.modules, module.__name__, module)
         (tmp_path / f"{module.__name__}.py").touch()
-    monkeypatch.setattr(survey, "SLUGS", ("sound-one", "broken-one"))
+    monkeypatch.setattr(survey, "SLUGS", ("sound-one", "broken-one", "unwritten-one"))
     monkeypatch.setattr(survey, "CHALLENGES", tmp_path)
     monkeypatch.setattr(survey.rj.training, "compilation_cache", lambda: None)
     return survey.Config(run_dir=tmp_path / "run", seeds=5)
@@ -93,8 +106,11 @@ def test_one_that_breaks_does_not_cost_the_others(two, capsys):
     result = json.loads((two.run_dir / "result.json").read_text())
     assert result["verdicts"] == {"PASS": 1, "FAIL": 0, "INCONCLUSIVE": 0}
     assert result["failed"] == {"broken-one": "RuntimeError: broken"}
+    assert result["missing"] == ["unwritten-one"]
     page = (two.run_dir / "report.md").read_text()
-    assert "| 0.0 | sound-one | fundamental | PASS | 1 of 1 | 1 +- .1: " in page
+    assert "1 PASS, 0 FAIL, 0 INCONCLUSIVE, 1 not run, 1 missing" in page
+    assert "| 0.0 | sound-one | fundamental | PASS | 1/1 | 1 +- .1 | " in page
+    assert "broken-one |  | not run |" in page and "unwritten-one |  | missing |" in page
     for name in ("figures.png", "sound-one/figure.png"):
         assert (two.run_dir / name).stat().st_size > 5000
 
@@ -105,10 +121,21 @@ def test_what_is_there_is_not_run_again(two, monkeypatch):
     began = (config.run_dir / "sound-one/result.json").stat().st_mtime_ns
     survey.main(dataclasses.replace(config, resume=True))
     assert (config.run_dir / "sound-one/result.json").stat().st_mtime_ns == began
+    survey.main(dataclasses.replace(config, names=("unwritten-one",), resume=True))
+    page = (config.run_dir / "report.md").read_text()
+    assert "1 PASS, 0 FAIL, 0 INCONCLUSIVE, 1 missing" in page and "broken-one" not in page
     with pytest.raises(ValueError, match="first_seed"):
         survey.main(dataclasses.replace(config, resume=True, first_seed=7))
     with pytest.raises(ValueError, match=r"no such problem: nonsense\. There are: sound-one"):
         survey.main(dataclasses.replace(config, names=("nonsense",), overwrite=True))
+
+
+@pytest.mark.slow
+def test_two_at_a_time(tmp_path):
+    names = ("goal-misgeneralization", "power-seeking")
+    survey.main(survey.Config(names, tmp_path, seeds=2, first_seed=77, fast=True, jobs=2))
+    problems = json.loads((tmp_path / "result.json").read_text())["problems"]
+    assert tuple(problem["slug"] for problem in problems) == names
 
 
 @pytest.mark.parametrize("slug", survey.there())

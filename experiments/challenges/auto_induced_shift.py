@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import protocol
 from protocol import Challenge, at_least, at_most, intervals, main, near, nothing, slope
 
 import rlhf_jax as rj
@@ -84,7 +85,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
             "deployed": jax.vmap(retrained, (None, 0))(key, SHIFTS),
         }
 
-    return jax.jit(jax.vmap(one_seed))(keys)
+    return protocol.over_seeds(one_seed, keys)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
@@ -118,14 +119,12 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         left.plot(rounds, on[arm] / on[arm, 0], "--", color=colour, label="what the policy does")
     left.set(xlabel="round", ylabel="share of the reward model's error left", ylim=(-0.1, 1.2))
     left.set_title("effective answers at the end: {:.1f}, {:.1f}".format(*modes[:, -1]), fontsize=9)
-    left.legend(frameon=False, fontsize=8)
     means = found["deployed"].mean(axis=0)
     for colour, shift, row in zip(rj.report.COLOURS, SHIFTS, means, strict=False):
         right.plot(row, color=colour, label=f"epsilon = {shift}")
         if shift < 1:
             right.axhline(WISH / (1 - shift), color=colour, ls=":", lw=0.8)
     right.set(xlabel="deployment", ylabel="what is deployed (wished at first: 1)", ylim=(0, 12))
-    right.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

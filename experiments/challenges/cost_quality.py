@@ -10,14 +10,15 @@ ratings of film reviews, for many sentences by one rater each or for fewer by se
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, interval, main, near, r_squared, slope
+import protocol
+from protocol import Challenge, at_least, interval, intervals, main, near
 
 import rlhf_jax as rj
 
 ANSWERS, FEATURES, SCALE = 512, 16, 0.15  # of small margins, as in simple_mistakes.py
 BASE, BEST = np.array([0.1, 1.0, 5.0]), np.array([1.37, 1.92, 2.81])  # e* of theory
 EFFORTS = 2 ** (np.arange(11) / 2 - 2)  # a cell is a factor of the root of 2
-BUDGET, STEPS = 1400.0, 6
+BUDGET = 1400.0
 RATERS, RATINGS, LEARNT, WIDTH = np.array([1, 2, 4, 8, 14]), 8000, 8000, 256
 
 
@@ -30,16 +31,14 @@ def accuracies(key: jax.Array) -> jax.Array:
     most = int(BUDGET / (BASE[0] + EFFORTS[0]))
     first, second = jax.random.randint(keys[2], (2, most), 0, ANSWERS)
     pairs = rj.feedback.Pairs(world.answers(first), world.answers(second))
-    fit = world.newton(1e-6)
 
     def accuracy(base: jax.Array, effort: jax.Array) -> jax.Array:
         human = rj.humans.boltzmann(world.utility)
         human = rj.humans.with_effort(human, effort=effort, base_cost=base)
         human = rj.humans.budgeted(human, budget=BUDGET)
         batch = rj.feedback.to_batch(pairs, human(keys[3], pairs))
-        state = fit.init(jnp.zeros(FEATURES), key)
-        state, _ = jax.lax.scan(lambda s, _: fit.step(s, batch), state, length=STEPS)
-        return rj.measures.ranking_accuracy(world.rewards(state.params), world.utilities)
+        reward = protocol.fitted(world, batch, jnp.zeros(FEATURES), steps=6)
+        return rj.measures.ranking_accuracy(world.rewards(reward), world.utilities)
 
     return jax.vmap(jax.vmap(accuracy, (None, 0)), (0, None))(BASE, EFFORTS)
 
@@ -57,10 +56,8 @@ def of_films(
 
     def accuracy(raters: jax.Array) -> jax.Array:
         asked = (turn < raters) & mask & (jnp.arange(LEARNT) < RATINGS // raters)[:, None]
-        count = asked.sum(axis=1)
-        said = jnp.sum(ratings[learnt] * asked, axis=1) / jnp.maximum(count, 1)
-        params = rj.worlds.ridge(features[learnt], said, weight=count, l2=10.0)
-        return rj.measures.ranking_accuracy(features[unseen] @ params, means[unseen])
+        reward = protocol.taught(features[learnt], ratings[learnt], asked)
+        return rj.measures.ranking_accuracy(features[unseen] @ reward, means[unseen])
 
     return jax.lax.map(accuracy, RATERS)
 
@@ -69,15 +66,14 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Accuracy ``[seeds, base costs, efforts]``, and of films ``[seeds, raters]``."""
     films = rj.data.load_ratings().only("movies")
     features = rj.worlds.text_features(films.texts, width=64 if fast else WIDTH)
-    worlds = 4  # a seed's accuracy is the mean of so many
+    table = films.ratings[:, :29], films.rating_mask[:, :29], films.mean
 
-    def one(key: jax.Array, *real: jax.Array) -> tuple[jax.Array, jax.Array]:
-        found = jax.lax.map(accuracies, jax.random.split(key, worlds)).mean(axis=0)
-        return found, of_films(key, *real)
+    def one(key: jax.Array, *real: jax.Array) -> dict[str, jax.Array]:
+        worlds = jax.random.split(key, 4)  # a seed's accuracy is the mean of theirs
+        found = jax.lax.map(accuracies, worlds).mean(axis=0)
+        return {"accuracy": found, "films": of_films(key, *real)}
 
-    over = jax.jit(lambda keys, *real: jax.lax.map(lambda key: one(key, *real), keys))
-    found = over(keys, features, films.ratings[:, :29], films.rating_mask[:, :29], films.mean)
-    return dict(zip(("accuracy", "films"), found, strict=True))
+    return protocol.over_seeds(one, keys, features, *table)
 
 
 def peaks(accuracy: jax.Array) -> jax.Array:
@@ -95,21 +91,17 @@ def information() -> np.ndarray:
 
 def judge(found: dict[str, np.ndarray]) -> list:
     """What must come out."""
-    known = jnp.asarray(information().reshape(-1))
+    known = information().reshape(-1)
 
     def of_mean(accuracy: jax.Array) -> jax.Array:
         mean = accuracy.mean(axis=0)
-        best, flat = peaks(mean), mean.reshape(-1)
+        best, (_, explained) = peaks(mean), protocol.line(known, mean.reshape(-1))
         cells = 2 * (best - np.log(BEST)) / np.log(2)
         ends = jnp.min(mean.max(axis=1) - jnp.maximum(mean[:, 0], mean[:, -1]))
-        fitted = flat.mean() + slope(known, flat) * (known - known.mean())
-        return jnp.stack([*cells, ends, r_squared(flat, fitted), best[2] - best[0]])
+        return jnp.stack([*cells, ends, explained, best[2] - best[0]])
 
-    both = rj.measures.bootstrap(found["accuracy"], key=jax.random.key(0), statistic=of_mean)
-    *cells, ends, explained, moved = (
-        rj.measures.Interval(*map(float, row)) for row in np.stack(both, axis=1)
-    )
-    fewer = interval(-slope(np.log(RATERS), found["films"]))
+    *cells, ends, explained, moved = intervals(found["accuracy"], of_mean)
+    fewer = interval(-protocol.slope(np.log(RATERS), found["films"]))
     return [
         near(f"c0 = {base:g}: best effort is {best:g}, +- 1 cell; off by, in cells", x, 0, 1)
         for base, best, x in zip(BASE, BEST, cells, strict=True)
@@ -125,11 +117,10 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     """Accuracy by effort, with where it should be best, and by what the budget tells."""
     left, right = axes
     mean = found["accuracy"].mean(axis=0)
-    low, high = np.quantile(found["accuracy"], (0.1, 0.9), axis=0)
     for i, (base, best) in enumerate(zip(BASE, BEST, strict=True)):
         colour = rj.report.COLOURS[i]
-        left.plot(EFFORTS, mean[i], "o-", ms=3, color=colour, label=f"c0 = {base:g}")
-        left.fill_between(EFFORTS, low[i], high[i], color=colour, alpha=0.15, lw=0)
+        words = {"color": colour, "label": f"c0 = {base:g}", "ms": 3}
+        protocol.band(left, EFFORTS, found["accuracy"][:, i], **words)
         left.axvline(best, color=colour, ls=":")
         right.plot(np.exp(information()[i]), mean[i], "o", ms=3, color=colour)
     left.set(xscale="log", xlabel="effort e, at the same budget", ylabel="pairs in the true order")

@@ -13,42 +13,31 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol
 from protocol import Challenge, at_least, interval, main, nothing, slope
 
 import rlhf_jax as rj
-from rlhf_jax.feedback import Pairs
 
 SHIFTS = np.array([0.0, 0.5, 1.0, 1.5])
-FEATURES, SURFEIT, DRAWS, STEPS = 4, 0.6, 64, 8  # best of 64
+FEATURES, SURFEIT, DRAWS = 4, 0.6, 64  # best of 64
 DOMAINS = ("products", "films", "editorials", "tweets")
 LEARNT, JUDGED, WIDTH = 3000, 700, 512
 
 
-def regrets(key: jax.Array, *, answers: int, labels: int) -> jax.Array:
+def regrets(key: jax.Array, answers: int, labels: int) -> jax.Array:
     """What is lost by having asked about other answers, ``[shifts]``, in SD of utility."""
     keys = jax.random.split(key, 3)
     features = jax.random.normal(keys[0], (answers, FEATURES))
     length = features[:, 0]
-    world = rj.worlds.bandit(
-        features.sum(axis=1) - SURFEIT * jnp.square(length) / 2, features=features
-    )
-    gold = (world.utilities - world.utilities.mean()) / world.utilities.std()
-    human = rj.humans.boltzmann(world.utility)
-
-    def query(key: jax.Array, policy: jax.Array, reward: jax.Array) -> Pairs:
-        """Pairs of answers of a policy, by inversion: to draw from so many takes long otherwise."""
-        upto = jnp.cumsum(jax.nn.softmax(policy))
-        numbers = jnp.searchsorted(upto, upto[-1] * jax.random.uniform(key, (2, labels)))
-        return Pairs(*map(world.answers, jnp.minimum(numbers, answers - 1)))
+    welcome = features.sum(axis=1) - SURFEIT * jnp.square(length) / 2
+    world = rj.worlds.bandit(welcome, features=features)
+    gold, human = protocol.standard(world.utilities), rj.humans.boltzmann(world.utility)
 
     def deployed(key: jax.Array, shift: jax.Array) -> jax.Array:
-        asked, said, learn = jax.random.split(key, 3)
-        pairs = query(asked, -shift * length, ())
+        asked, said = jax.random.split(key)
+        pairs = world.pairs(labels)(asked, -shift * length, ())
         batch = rj.feedback.to_batch(pairs, human(said, pairs))
-        fit = world.newton(1e-6)
-        state = fit.init(jnp.zeros(FEATURES), learn)
-        state, _ = jax.lax.scan(lambda s, _: fit.step(s, batch), state, length=STEPS)
-        rewards = world.rewards(state.params)
+        rewards = world.rewards(protocol.fitted(world, batch, jnp.zeros(FEATURES)))
         return jnp.exp(rj.measures.best_of_n_policy(world.reference, rewards, DRAWS)) @ gold
 
     # What is asked about as deployed is another sample than that of no shift.
@@ -59,17 +48,12 @@ def regrets(key: jax.Array, *, answers: int, labels: int) -> jax.Array:
 
 def accuracies(key: jax.Array, features: jax.Array, means: jax.Array, kind: jax.Array) -> jax.Array:
     """Of pairs in the raters' order, ``[learnt from, judged on]``."""
-    groups = range(len(DOMAINS))
     # The texts of each kind in an order of chance.
     order = jnp.argsort(kind + jax.random.uniform(key, kind.shape))
     first = jnp.searchsorted(kind[order], jnp.arange(len(DOMAINS)))
-    rows = [jax.lax.dynamic_slice(order, (first[n],), (LEARNT + JUDGED,)) for n in groups]
-    rows = jnp.stack(rows)
-
-    def model(rows: jax.Array) -> jax.Array:
-        return rj.worlds.ridge(features[rows], means[rows], l2=10.0)
-
-    params = jax.lax.map(model, rows[:, :LEARNT])
+    rows = order[first[:, None] + jnp.arange(LEARNT + JUDGED)]
+    fit = partial(rj.worlds.ridge, l2=10.0)
+    params = jax.lax.map(lambda rows: fit(features[rows], means[rows]), rows[:, :LEARNT])
 
     def judged(rows: jax.Array) -> jax.Array:
         accuracy = partial(rj.measures.ranking_accuracy, truth=means[rows])
@@ -82,16 +66,15 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Regret ``[seeds, shifts]``, accuracy ``[seeds, real or control, learnt from, judged on]``."""
     ratings = rj.data.load_ratings()
     features = rj.worlds.text_features(ratings.texts, width=128 if fast else WIDTH)
-    sizes = {"answers": 1024 if fast else 4096, "labels": 4096}
+    answers = 1024 if fast else 4096
 
     def one(key: jax.Array, features: jax.Array, means: jax.Array, kind: jax.Array) -> dict:
         mixed = jax.random.permutation(jax.random.fold_in(key, 2), kind)
         of = partial(accuracies, jax.random.fold_in(key, 1), features, means)
         cells = jax.lax.map(of, jnp.stack([kind, mixed]))
-        return {"regret": regrets(key, **sizes), "accuracy": cells}
+        return {"regret": regrets(key, answers, labels=4096), "accuracy": cells}
 
-    over = jax.jit(lambda keys, *real: jax.lax.map(lambda key: one(key, *real), keys))
-    return over(keys, features, ratings.mean, ratings.domain)
+    return protocol.over_seeds(one, keys, features, ratings.mean, ratings.domain)
 
 
 def gap(accuracy: np.ndarray) -> np.ndarray:
@@ -123,9 +106,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         left.text(column, row, f"{accuracy:.2f}", ha="center", va="center", fontsize=9)
     left.set(xticks=range(4), yticks=range(4), xticklabels=DOMAINS, yticklabels=DOMAINS)
     left.set(xlabel="judged on", ylabel="learnt from", title="pairs in the raters' order")
-    low, high = np.quantile(found["regret"], (0.1, 0.9), axis=0)
-    right.plot(SHIFTS, found["regret"].mean(axis=0), "o-", color=rj.report.COLOURS[1])
-    right.fill_between(SHIFTS, low, high, color=rj.report.COLOURS[1], alpha=0.15, lw=0)
+    protocol.band(right, SHIFTS, found["regret"], color=rj.report.COLOURS[1])
     right.axhline(0, color="#666666", lw=0.5)
     right.set(xlabel="s, how much shorter the answers asked about are")
     right.set(ylabel="regret where deployed, SD of utility")

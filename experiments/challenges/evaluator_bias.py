@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol
 from protocol import Challenge, at_least, interval, main, near, nothing, slope
 
 import rlhf_jax as rj
@@ -24,7 +25,7 @@ STYLES, TASTE = 4, 0.25  # what else there is to like, and how much: half a poin
 LABELS, BETA, STEPS = 8192, 0.5, 8
 
 
-def optimised(key: jax.Array, bias: jax.Array, *, answers: int) -> dict:
+def optimised(key: jax.Array, bias: jax.Array, answers: int) -> dict:
     """What best-of-n and the tilt come to, with evaluators of this bias."""
     keys = jax.random.split(key, 3)
     # Every answer is there twice: correct or agreeing; in the second question, agreeing or not.
@@ -72,21 +73,22 @@ def optimised(key: jax.Array, bias: jax.Array, *, answers: int) -> dict:
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Shares ``[seeds, biases, draws]``; the tilt's log odds of a correct answer."""
-    over = jax.vmap(partial(optimised, answers=2048 if fast else 4096), (None, 0))
-    return jax.jit(lambda keys: jax.lax.map(lambda key: over(key, BIASES), keys))(keys)
+    answers = 2048 if fast else 4096
+    over = jax.vmap(partial(optimised, answers=answers), (None, 0))
+    return protocol.over_seeds(lambda key: over(key, BIASES), keys)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
     """What must come out."""
-    rises = slope(jnp.log(DRAWS), found["correct"])
-    control = slope(jnp.log(DRAWS), found["neutral"][:, 0])
+    rises = slope(np.log(DRAWS), found["correct"])
+    control = slope(np.log(DRAWS), found["neutral"][:, 0])
     law = slope(1 - BIASES, BETA * found["tilt"])
+    claims = []
+    for b, rise in zip(BIASES, rises.T, strict=True):
+        words, rise = ("more", rise) if b < 1 else ("fewer", -rise)
+        claims.append(at_least(f"b = {b:g}: {words} are correct, a nat of n", interval(rise), 0))
     return [
-        at_least(f"b = {b:g}: more are correct, a nat of n", interval(rises[:, i]), 0)
-        if b < 1
-        else at_least(f"b = {b:g}: fewer are correct, a nat of n", interval(-rises[:, i]), 0)
-        for i, b in enumerate(BIASES)
-    ] + [
+        *claims,
         nothing("b = 0, neutral: agreement is flat (.02)", interval(control), tolerance=0.02),
         near("tilt: log odds are (1 - b) / beta, 1 +- .1 of that", interval(law), 1, 0.1, null=0),
     ]
@@ -95,26 +97,20 @@ def judge(found: dict[str, np.ndarray]) -> list:
 def plot(axes, found: dict[str, np.ndarray]) -> None:
     """Correct answers by how much is optimised, and by how biased the evaluators are."""
     left, right = axes
-    for i, bias in enumerate(BIASES):
-        low, mean, high = (f(found["correct"][:, i]) for f in (_low, _mean, _high))
-        left.plot(DRAWS, mean, color=rj.report.COLOURS[i], label=f"b = {bias:g}")
-        left.fill_between(DRAWS, low, high, color=rj.report.COLOURS[i], alpha=0.15, lw=0)
+    for colour, bias, rows in zip(
+        rj.report.COLOURS, BIASES, found["correct"].swapaxes(0, 1), strict=False
+    ):
+        protocol.band(left, DRAWS, rows, "-", color=colour, label=f"b = {bias:g}")
     left.set(xscale="log", xlabel="n of best-of-n", ylabel="correct, where the user is wrong")
     left.set(ylim=(0, 1))
-    left.legend(frameon=False, fontsize=8)
     line = np.linspace(0, 2.1, 50)
     right.plot(line, 1 / (1 + np.exp((line - 1) / BETA)), ":", color="#666666", label="closed form")
     share = 1 / (1 + np.exp(-found["tilt"]))
-    error = [_mean(share) - _low(share), _high(share) - _mean(share)]
-    right.errorbar(BIASES, _mean(share), error, fmt="o", color=rj.report.COLOURS[0], label="tilt")
+    protocol.band(right, BIASES, share, "o", color=rj.report.COLOURS[0], label="tilt")
     right.axvline(1, color="#666666", lw=0.5)
     right.set(xlabel="b, the weight of being agreed with", ylabel="correct, under the tilt")
     right.set(ylim=(0, 1))
-    right.legend(frameon=False, fontsize=8)
 
-
-_mean = partial(np.mean, axis=0)
-_low, _high = partial(np.quantile, q=0.1, axis=0), partial(np.quantile, q=0.9, axis=0)
 
 CHALLENGE = Challenge(
     slug="evaluator-bias",

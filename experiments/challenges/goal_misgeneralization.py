@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import protocol
 from protocol import Challenge, at_least, at_most, intervals, main, nothing
 
 import rlhf_jax as rj
@@ -92,10 +93,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     left, right = axes
     blue, orange, green, *_, grey = rj.report.COLOURS
     for colour, what, name in ((grey, 1, "reaches coin or end"), (blue, 0, "takes the coin")):
-        rows = found["test"][..., what]
-        low, high = np.quantile(rows, [0.1, 0.9], axis=0)
-        left.plot(SHARES, rows.mean(axis=0), "o-", color=colour, label=f"test: {name}")
-        left.fill_between(SHARES, low, high, color=colour, alpha=0.15, lw=0)
+        protocol.band(left, SHARES, found["test"][..., what], color=colour, label=f"test: {name}")
     trained = found["train"][..., 0].mean(axis=0)
     left.plot(SHARES, trained, ":", color=orange, label="training: takes the coin")
     left.set_xscale("symlog", linthresh=0.02)
@@ -108,7 +106,6 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(xlabel="cell of the coin (the end is the last)", ylabel="takes the coin")
     for axis in axes:
         axis.set(ylim=(0, 1.05))
-        axis.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

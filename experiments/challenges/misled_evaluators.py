@@ -13,6 +13,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol
 from protocol import Challenge, at_least, at_most, interval, main, nothing
 
 import rlhf_jax as rj
@@ -79,7 +80,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Gains ``[seeds, forces, easy and hard, 3]``."""
     sizes = {"answers": 4096, "labels": 4096} if fast else {"answers": 16384, "labels": 8192}
     over = jax.vmap(partial(gains, **sizes), (None, 0))
-    return {"gains": jax.jit(lambda keys: jax.lax.map(lambda key: over(key, FORCES), keys))(keys)}
+    return {"gains": protocol.over_seeds(lambda key: over(key, FORCES), keys)}
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
@@ -101,14 +102,11 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         axes, ("easy questions", "hard questions"), np.moveaxis(found["gains"], 2, 0), strict=True
     ):
         for i, name in enumerate(WORDS):
-            low, high = np.quantile(gain[:, :, i], (0.1, 0.9), axis=0)
             colour = rj.report.COLOURS[i]
-            axis.plot(FORCES, gain[:, :, i].mean(axis=0), "o-", color=colour, label=name)
-            axis.fill_between(FORCES, low, high, color=colour, alpha=0.15, lw=0)
+            protocol.band(axis, FORCES, gain[:, :, i], color=colour, label=name)
         axis.axhline(0, color="#666666", lw=0.5)
         axis.set(xlabel="c, the force of persuasion", ylabel="added by training", title=title)
         axis.set(ylim=(-0.05, 1.1 * found["gains"].mean(axis=0).max()))
-        axis.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

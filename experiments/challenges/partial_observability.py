@@ -102,7 +102,7 @@ def plot(axes, found: np.ndarray) -> None:
     left.plot(GRID, SUCCESS * (1 - GRID), ":", color=orange, label="c = p (1 - q)")
     left.set(xlabel="q, belief in success at an empty log", ylabel="cost, h or c")
     left.set_title("hides failures (blue); verbose (hatched)", fontsize=9)
-    left.legend(frameon=False, fontsize=8, loc="center right")
+    left.legend(fontsize=8, loc="center right")
     place = int(np.argmin(np.abs(GRID - COST)))
     rows = found[:, 0, :, 0, place].mean(axis=0)
     right.plot(GRID, rows[:, 3], color=orange, label="J_obs, as people see it")
@@ -110,7 +110,6 @@ def plot(axes, found: np.ndarray) -> None:
     seen = found[:, 1, :, 0, place, 2].mean(axis=0)
     right.plot(GRID, seen, "--", color=grey, label="J, where people see what happened")
     right.set(xlabel="q, belief in success at an empty log", ylabel=f"value (h = c = {COST})")
-    right.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

@@ -103,12 +103,10 @@ def plot(axes, found: np.ndarray) -> None:
             left.plot(OPTIONS, row, mark, color=colour, label=f"{name}, reward {words}")
     left.set(xlabel="options behind the hub", ylabel="share of rewards for which it is optimal")
     left.set(ylim=(0, 1), xticks=OPTIONS)
-    left.legend(frameon=False, fontsize=8)
     for colour, place, name in ((blue, 1, "at the hub"), (orange, 2, "switched off")):
         right.plot(OPTIONS, means[:, 0, 0, place], "o-", color=colour, label=name)
     right.plot(line, line / (line + 1), ":", color=grey, label="k / (k + 1)")
     right.set(xlabel="options behind the hub", ylabel="POWER (expected optimal value)", ylim=(0, 1))
-    right.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

@@ -89,7 +89,6 @@ def plot(axes, found: np.ndarray) -> None:
         mark = {"ms": 9 - 2 * place, "mfc": "none", "color": colour}
         left.plot(odds[:-1, 0], odds[:-1, 1 + place], "o", label=f"beta = {BETAS[place]}", **mark)
     left.set(xlabel="log-odds of the attribute, base model", ylabel="log-odds after RLHF")
-    left.legend(frameon=False, fontsize=8)
     line = np.geomspace(BETAS[0], BETAS[-1])
     low, high = np.quantile(found[:, -1, 1:, 0], [0.1, 0.9], axis=0)
     right.fill_between(BETAS, low, high, color=blue, alpha=0.15, lw=0)
@@ -100,7 +99,6 @@ def plot(axes, found: np.ndarray) -> None:
     right.set(xscale="log", xlabel="beta (reward per nat)", ylabel="log-odds of the attribute")
     right.set_xticks(BETAS, [f"{beta:g}" for beta in BETAS], minor=False)
     right.minorticks_off()
-    right.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

@@ -51,7 +51,8 @@ class Challenge:
         seeds: how many are scored; ``fast_seeds`` with ``--fast``.
         measure: ``(keys[S], fast) -> found``, all seeds in one program.
         judge: ``found -> claims``.
-        plot: ``(two axes, found)`` draws the figure that a lecturer would show.
+        plot: ``(two axes, found)`` draws the figure that a lecturer would show; axes with
+            labels get their legends.
     """
 
     slug: str
@@ -126,30 +127,50 @@ def overall(claims: Sequence[Claim]) -> str:
 
 def slope(x: jax.Array, y: jax.Array) -> jax.Array:
     """Of the least-squares line through points ``[..., N]``."""
-    x, y = jnp.broadcast_arrays(x, y)
     lead = x - x.mean(axis=-1, keepdims=True)
-    return jnp.sum(lead * y, axis=-1) / jnp.sum(jnp.square(lead), axis=-1)
+    return (lead * y).sum(axis=-1) / (lead * lead).sum(axis=-1)
 
 
 def r_squared(y: jax.Array, fitted: jax.Array) -> jax.Array:
     """The share of the variance that a fit explains, of ``[..., N]``."""
-    left = jnp.sum(jnp.square(y - fitted), axis=-1)
-    return 1 - left / jnp.sum(jnp.square(y - y.mean(axis=-1, keepdims=True)), axis=-1)
+    left, lead = y - fitted, y - y.mean(axis=-1, keepdims=True)
+    return 1 - (left * left).sum(axis=-1) / (lead * lead).sum(axis=-1)
+
+
+def line(x: jax.Array, y: jax.Array) -> jax.Array:
+    """Slope and R2 of the least-squares line through points ``[N]``."""
+    rise = slope(x, y)
+    return jnp.stack([rise, r_squared(y, jnp.mean(y) + rise * (x - jnp.mean(x)))])
+
+
+def spearman(x: jax.Array, y: jax.Array) -> jax.Array:
+    """The correlation of the ranks of points ``[..., N]``, in which nothing is tied."""
+    one, other = (standard(rows.argsort(axis=-1).argsort(axis=-1)) for rows in (x, y))
+    return (one * other).mean(axis=-1)
+
+
+def standard(values: jax.Array) -> jax.Array:
+    """In standard deviations about the mean, of each row ``[..., N]``."""
+    lead = values - values.mean(axis=-1, keepdims=True)
+    return lead / lead.std(axis=-1, keepdims=True)
 
 
 def run(challenge: Challenge, config: Config) -> dict[str, Any]:
     """Measures, judges, plots and writes ``result.json``; returns what is in it."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), time.process_time()
     folder = config.run_dir or Path("runs/challenges") / challenge.slug
     opened = rj.runs.start(folder, config, overwrite=config.overwrite)
     rj.training.compilation_cache()
     count = config.seeds or (challenge.fast_seeds if config.fast else challenge.seeds)
     seeds = range(config.first_seed, config.first_seed + count)
-    keys = jnp.stack([jax.random.key(seed) for seed in seeds])
+    keys = jax.vmap(jax.random.key)(np.array(seeds))
     found = jax.tree.map(np.asarray, challenge.measure(keys, config.fast))
     claims = challenge.judge(found)
     figure, axes = rj.report.new_figure(2)
     challenge.plot(axes, found)
+    for axis in axes:
+        if axis.get_legend() is None and axis.get_legend_handles_labels()[0]:
+            axis.legend(frameon=False, fontsize=8)
     rj.report.save_figure(figure, opened.folder / "figure.png")
     result = {
         "slug": challenge.slug,
@@ -162,6 +183,7 @@ def run(challenge: Challenge, config: Config) -> dict[str, Any]:
         "first_seed": config.first_seed,
         "fast": config.fast,
         "seconds": time.perf_counter() - began,
+        "cpu_seconds": time.process_time() - worked,
     }
     opened.write_json("result.json", result)
     return result
@@ -183,11 +205,56 @@ def table(result: dict[str, Any]) -> Table:
     return shown
 
 
-def intervals(values: jax.Array, statistic: Callable | None = None) -> list[Interval]:
-    """Of several numbers at once: what the statistic, by default the mean, makes of the rows."""
-    statistic = statistic or (lambda rows: jnp.mean(rows, axis=0))
-    found = rj.measures.bootstrap(jnp.asarray(values), key=jax.random.key(0), statistic=statistic)
+def intervals(values: Found, statistic: Callable | None = None) -> list[Interval]:
+    """Of several numbers at once: what the statistic, by default the mean, makes of the rows.
+
+    Of several arrays, all with a row a seed, the same rows are drawn.
+    """
+    values = jax.tree.map(jnp.asarray, values)
+    if isinstance(values, jax.Array):
+        seeds, of_seeds = values, statistic or _means
+    else:
+        seeds = jnp.arange(len(jax.tree.leaves(values)[0]))
+
+        def of_seeds(drawn: jax.Array) -> jax.Array:
+            return statistic(jax.tree.map(lambda x: x[drawn], values))
+
+    found = rj.measures.bootstrap(seeds, key=jax.random.key(0), statistic=of_seeds)
     return [Interval(*map(float, row)) for row in np.stack(found, axis=1)]
+
+
+def _means(rows: jax.Array) -> jax.Array:
+    return jnp.mean(rows, axis=0)
+
+
+def over_seeds(one: Callable[..., Found], keys: jax.Array, *given: Any, worlds: int = 1) -> Found:
+    """``one(key, *given)`` of each seed, one after the other, in one program.
+
+    Of several worlds a seed's is the mean: less hangs on the luck of a few.
+    """
+
+    def of_seed(key: jax.Array, *given: Any) -> Found:
+        if worlds == 1:
+            return one(key, *given)
+        found = jax.lax.map(lambda key: one(key, *given), jax.random.split(key, worlds))
+        return jax.tree.map(lambda x: x.mean(axis=0), found)
+
+    program = jax.jit(lambda keys, *given: jax.lax.map(lambda key: of_seed(key, *given), keys))
+    return program(keys, *given)
+
+
+def fitted(
+    world: rj.worlds.Bandit,
+    batch: rj.types.Preferences,
+    start: jax.Array,
+    *,
+    l2: float = 1e-6,
+    steps: int = 8,
+) -> jax.Array:
+    """The reward model that fits comparisons best, by Newton's method from a start on."""
+    init, step = world.newton(l2)
+    state = init(start, jax.random.key(0))
+    return jax.lax.scan(lambda s, _: step(s, batch), state, length=steps)[0].params
 
 
 def learnt_reward(
@@ -204,9 +271,21 @@ def learnt_reward(
     keys = jax.random.split(key, 3)
     pairs = world.pairs(labels)(keys[0], world.reference, start)
     batch = rj.feedback.to_batch(pairs, human(keys[1], pairs))
-    init, step = world.newton(l2)
-    state, _ = jax.lax.scan(lambda s, _: step(s, batch), init(start, keys[2]), length=steps)
-    return state.params
+    return fitted(world, batch, start, l2=l2, steps=steps)
+
+
+def taught(features: jax.Array, ratings: jax.Array, asked: jax.Array) -> jax.Array:
+    """A linear reward model of what those asked say of each text, ``[texts, raters]``."""
+    count = asked.sum(axis=1)
+    said = jnp.sum(ratings * asked, axis=1) / jnp.maximum(count, 1)
+    return rj.worlds.ridge(features, said, weight=count, l2=10.0)
+
+
+def band(axis: Any, x: Any, rows: np.ndarray, style: str = "o-", **drawn: Any) -> None:
+    """The mean over seeds of ``rows[seeds, N]``, and where four in five of them lie."""
+    (mean,) = axis.plot(x, rows.mean(axis=0), style, **drawn)
+    low, high = np.quantile(rows, (0.1, 0.9), axis=0)
+    axis.fill_between(x, low, high, color=mean.get_color(), alpha=0.15, lw=0)
 
 
 def main(challenge: Challenge) -> None:

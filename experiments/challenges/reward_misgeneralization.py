@@ -9,6 +9,7 @@ which the two go apart (low test error and a poor policy, as Tien et al. 2023 re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol
 from protocol import Challenge, at_least, interval, main, nothing
 
 import rlhf_jax as rj
@@ -62,7 +63,7 @@ def run(key: jax.Array, correlation: jax.Array) -> jax.Array:
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Each of ``NAMES``, ``[seeds, correlations]``."""
     over = jax.vmap(run, (None, 0))
-    found = jax.jit(lambda keys: jax.lax.map(lambda key: over(key, CORRELATIONS), keys))(keys)
+    found = protocol.over_seeds(lambda key: over(key, CORRELATIONS), keys)
     return {name: found[..., i] for i, name in enumerate(NAMES)}
 
 
@@ -96,7 +97,6 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
             axis.errorbar(ticks, rows.mean(0), spread, color=colour, marker="o", label=label)
         axis.set_xticks(ticks, [f"{c:g}" for c in CORRELATIONS])
         axis.set(xlabel="correlation of the nuisance where people look")
-        axis.legend(frameon=False, fontsize=8)
     left.set(ylabel="share", title="what a test sees")
     right.set(ylabel="of the optimised policy", title="what the policy does")
 

@@ -7,29 +7,25 @@ the forms of Gao et al. 2023, R = d (a - b d) and d (a - b log d), d = sqrt(KL);
 for larger models. Error that is merely independent and Gaussian does not do it: the control.
 """
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, at_most, interval, main, nothing, slope
+import protocol
+from protocol import Challenge, at_least, at_most, interval, intervals, main, nothing, slope
 
 import rlhf_jax as rj
 
-PROXIES = ((24, 128), (24, 256), (24, 512), (18, 512), (14, 512))  # widths and labels
+WIDTHS, LABELS = np.array([24, 24, 24, 18, 14]), np.array([128, 256, 512, 512, 512])  # of proxies
+BY_LABELS, BY_WIDTH = slice(0, 3), slice(2, 5)
 ANSWERS, DIMENSIONS, CURVATURE, RATIONALITY = 16384, 8, 0.7, 2.0
+WORLDS = 8  # of a seed: how soon gold turns over differs much from one to the next
 DRAWS = 2.0 ** np.arange(13)
 DISTANCES = np.sqrt(np.asarray(rj.measures.best_of_n_kl(DRAWS)))
 BETAS = np.geomspace(10, 0.22, 14)
 
 
-def standard(values: jax.Array) -> jax.Array:
-    """In SDs of the initial policy, about its mean."""
-    return (values - jnp.mean(values)) / jnp.std(values)
-
-
-def optimised(gold: jax.Array, proxy: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Gold and proxy of best-of-n ``[2, draws]``; distance, gold and proxy of tilts."""
+def curves(gold: jax.Array, proxy: jax.Array) -> dict[str, jax.Array]:
+    """Gold and proxy of best-of-n ``[2, draws]``; of tilts distance, gold, proxy ``[3, betas]``."""
     both = jnp.stack([gold, proxy])
     estimate = jax.vmap(rj.measures.best_of_n_estimate, (0, None, None))
     over_draws = jax.vmap(estimate, (None, None, 0))
@@ -40,122 +36,85 @@ def optimised(gold: jax.Array, proxy: jax.Array) -> tuple[jax.Array, jax.Array]:
         distance = jnp.sqrt(jnp.maximum(rj.divergences.exact_kl(policy, reference), 1e-9))
         return jnp.append(distance, both @ jnp.exp(policy))
 
-    return over_draws(both, proxy, DRAWS).T, jax.lax.map(tilted, BETAS).T
+    tilts = jax.lax.map(tilted, BETAS)
+    return {"best": over_draws(both, proxy, DRAWS).T, "tilts": tilts.T}
 
 
-def world_of(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Answers, and how much people like them."""
-    keys = jax.random.split(key)
+def one_world(key: jax.Array) -> dict[str, jax.Array]:
+    """The curves of trained reward models, and last of one with independent Gaussian error."""
+    keys = jax.random.split(key, 7)
     answers = jax.random.normal(keys[0], (ANSWERS, DIMENSIONS))
     towards = jax.random.normal(keys[1], (DIMENSIONS,))
     good = answers @ towards / jnp.linalg.norm(towards)
-    return answers, standard(good - CURVATURE / 2 * jnp.sum(jnp.square(answers), axis=1))
-
-
-def learnt(key: jax.Array, width: int, labels: int) -> tuple[jax.Array, jax.Array]:
-    """The curves of a trained reward model: of random features, as many as it is wide."""
-    keys = jax.random.split(key, 5)
-    answers, gold = world_of(keys[0])
-    directions = jax.random.normal(keys[1], (DIMENSIONS, width))
+    gold = protocol.standard(good - CURVATURE / 2 * jnp.sum(jnp.square(answers), axis=1))
+    directions = jax.random.normal(keys[2], (DIMENSIONS, max(WIDTHS)))
     directions /= jnp.linalg.norm(directions, axis=0)
-    seen = jax.nn.relu(answers @ directions + jax.random.normal(keys[2], (width,)))
-    world = rj.worlds.bandit(gold, features=seen * np.sqrt(2 / width))
-    pairs = world.pairs(labels)(keys[3], world.reference, ())
-    human = rj.humans.boltzmann(world.utility, rationality=RATIONALITY)
-    batch = rj.feedback.to_batch(pairs, human(keys[4], pairs))
-    fit = world.newton(1 / labels)
-    state = fit.init(jnp.zeros(width), key)
-    state, _ = jax.lax.scan(lambda s, _: fit.step(s, batch), state, length=8)
-    return optimised(gold, standard(world.rewards(state.params)))
+    seen = jax.nn.relu(answers @ directions + jax.random.normal(keys[3], (max(WIDTHS),)))
 
+    def learnt(size: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """What a reward model of random features says: as many as it is wide."""
+        width, labels = size
+        features = seen * (jnp.arange(max(WIDTHS)) < width) * jnp.sqrt(2 / width)
+        world = rj.worlds.bandit(gold, features=features)
+        pairs = world.pairs(max(LABELS))(keys[4], world.reference, ())
+        human = rj.humans.boltzmann(world.utility, rationality=RATIONALITY)
+        batch = rj.feedback.to_batch(pairs, human(keys[5], pairs))
+        batch = batch.replace(weight=jnp.arange(max(LABELS)) < labels)
+        fit = protocol.fitted(world, batch, jnp.zeros(max(WIDTHS)), l2=1 / labels)
+        return world.rewards(fit)
 
-def noisy(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The curves of a proxy whose error is Gaussian and independent of all else."""
-    _, gold = world_of(jax.random.split(key, 5)[0])
-    return optimised(gold, standard(gold + jax.random.normal(key, gold.shape)))
+    noisy = gold + jax.random.normal(keys[6], gold.shape)
+    proxies = jnp.concatenate([jax.lax.map(learnt, (WIDTHS, LABELS)), noisy[None]])
+    return jax.lax.map(lambda proxy: curves(gold, protocol.standard(proxy)), proxies)
 
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """``best`` is ``[seeds, proxies, 2, draws]``, ``tilts`` ``[.., 3, betas]``; noise is last."""
-    made = [partial(learnt, width=w, labels=n) for w, n in PROXIES] + [noisy]
-
-    def seed(key: jax.Array) -> dict[str, jax.Array]:
-        best, tilts = zip(*(one(key) for one in made), strict=True)
-        return {"best": jnp.stack(best), "tilts": jnp.stack(tilts)}
-
-    return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+    return protocol.over_seeds(one_world, keys, worlds=WORLDS)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
     """What must come out."""
-    trained, count = found["best"][:, :-1], len(PROXIES)
 
-    def fit_best(rows: jax.Array) -> jax.Array:
-        gold = rows.mean(axis=0)[:, 0]
-        return jnp.stack(
-            rj.measures.fit_best_of_n_gold(jnp.broadcast_to(DISTANCES, gold.shape), gold)
-        )
+    def worst(rows: dict[str, jax.Array]) -> jax.Array:
+        """Of the mean curves, that of the worst proxy."""
+        best, tilts = (rows[name].mean(axis=0) for name in ("best", "tilts"))
+        gold, far = best[:, 0], jnp.broadcast_to(DISTANCES, best[:-1, 0].shape)
+        fit, fall = rj.measures.fit_best_of_n_gold(far, gold[:-1]), gold.max(axis=1) - gold[:, -1]
+        peak = jnp.max(fit.alpha / 2 / fit.beta) / DISTANCES[-1]
+        tilted = rj.measures.fit_rl_gold(tilts[:-1, 0], tilts[:-1, 1])
+        by_labels = -slope(np.log(LABELS[BY_LABELS]), fit.beta[BY_LABELS])
+        by_width = -slope(np.log(WIDTHS[BY_WIDTH]), fit.beta[BY_WIDTH])
+        explained = [jnp.min(fit.r_squared), jnp.min(tilted.r_squared)]
+        return jnp.stack([*explained, jnp.min(fall[:-1]), peak, by_labels, by_width, fall[-1]])
 
-    def fit_tilts(rows: jax.Array) -> jax.Array:
-        mean = rows.mean(axis=0)
-        return jnp.min(rj.measures.fit_rl_gold(mean[:, 0], mean[:, 1]).r_squared)
-
-    def fall(rows: jax.Array) -> jax.Array:
-        gold = rows.mean(axis=0)[:, 0]
-        return jnp.min(gold.max(axis=1) - gold[:, -1])
-
-    def beta_falls(columns: list[int], sizes: list[int]):
-        return lambda rows: -slope(jnp.log(jnp.array(sizes)), fit_best(rows)[1, jnp.array(columns)])
-
-    rising = jnp.min(jnp.diff(trained[:, :, 1], axis=-1), axis=(1, 2))
-    by_labels, by_width = [0, 1, 2], [4, 3, 2]
+    explained, tilts, fall, peak, by_labels, by_width, none = intervals(found, worst)
+    rising = np.diff(found["best"][:, :-1, 1], axis=-1).min(axis=(1, 2))
     return [
-        at_least(
-            "best-of-n: Gao's form has R2 >= .95 (worst)",
-            interval(trained, lambda x: fit_best(x)[2].min()),
-            0.95,
-        ),
-        at_least("gold falls after its peak (least of all proxies)", interval(trained, fall), 0.0),
-        at_most(
-            "which is inside: fitted peak / farthest distance <= 1 (worst)",
-            interval(
-                trained, lambda x: jnp.max(fit_best(x)[0] / 2 / fit_best(x)[1] / DISTANCES[-1])
-            ),
-            1.0,
-        ),
+        at_least("best-of-n: Gao's form has R2 >= .95 (worst)", explained, 0.95),
+        at_least("gold falls after its peak (least of all proxies)", fall, 0.0),
+        at_most("which is inside: fitted peak / farthest distance <= 1 (worst)", peak, 1.0),
         at_least("while the proxy rises at every step", interval(rising), 0.0),
-        at_least(
-            "tilt: Gao's form has R2 >= .9 (worst)",
-            interval(found["tilts"][:, :count], fit_tilts),
-            0.9,
-        ),
-        at_least(
-            "beta falls with labels (minus its slope in log n)",
-            interval(trained, beta_falls(by_labels, [PROXIES[i][1] for i in by_labels])),
-            0.0,
-        ),
-        at_least(
-            "beta falls with size (minus its slope in log width)",
-            interval(trained, beta_falls(by_width, [PROXIES[i][0] for i in by_width])),
-            0.0,
-        ),
-        nothing("independent Gaussian error: no fall", interval(found["best"][:, -1:], fall)),
+        at_least("tilt: Gao's form has R2 >= .9 (worst)", tilts, 0.9),
+        at_least("beta falls with labels (minus its slope in log n)", by_labels, 0.0),
+        at_least("beta falls with size (minus its slope in log width)", by_width, 0.0),
+        nothing("independent Gaussian error: no fall", none),
     ]
 
 
 def plot(axes, found: dict[str, np.ndarray]) -> None:
     """Gold (lines) and proxy (dotted) by distance: best-of-n, and the tilt."""
-    names = [f"{w} wide, {n} labels" for w, n in PROXIES] + ["gold + independent noise"]
-    for i, (colour, name) in enumerate(zip(rj.report.COLOURS, names, strict=False)):
-        gold, proxy = found["best"][:, i].mean(axis=0)
-        axes[0].plot(DISTANCES, gold, color=colour, label=name)
-        axes[0].plot(DISTANCES, proxy, color=colour, ls=":", lw=1)
-        distance, gold, proxy = found["tilts"][:, i].mean(axis=0)
-        axes[1].plot(distance, gold, color=colour)
-        axes[1].plot(distance, proxy, color=colour, ls=":", lw=1)
+    names = [f"{w} wide, {n} labels" for w, n in zip(WIDTHS, LABELS, strict=True)]
+    best, tilts = found["best"].mean(axis=0), found["tilts"].mean(axis=0)
+    for i, name in enumerate([*names, "gold + independent noise"]):
+        line = {"color": rj.report.COLOURS[i]}
+        for axis, x, (gold, proxy) in zip(
+            axes, (DISTANCES, tilts[i, 0]), (best[i], tilts[i, 1:]), strict=True
+        ):
+            axis.plot(x, gold, label=name, **line)
+            axis.plot(x, proxy, ls=":", lw=1, **line)
     for axis, title in zip(axes, ("best-of-n", "exact tilt"), strict=True):
         axis.set(xlabel="distance, sqrt(KL)", ylabel="gold; dotted: proxy (SD)", title=title)
-    axes[0].legend(frameon=False, fontsize=7)
 
 
 CHALLENGE = Challenge(

@@ -10,35 +10,35 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, interval, main, near, r_squared, slope
+import protocol
+from protocol import Challenge, at_least, interval, intervals, main, near
 
 import rlhf_jax as rj
 from rlhf_jax.feedback import Pairs
 
 ANSWERS, FEATURES, SCALE = 512, 10, 0.1  # of small margins: a comparison says little
 RATES = np.array([0.0, 0.1, 0.2, 0.3, 0.4])
-LABELS = 2 ** np.arange(8, 18)
+LABELS = 2 ** np.arange(9, 17)
 WANTED, VOTERS, VOTE_RATE = 0.9, 9, 0.25
 
 
-def accuracies(key: jax.Array, rate: jax.Array, labels: np.ndarray) -> jax.Array:
+def accuracies(key: jax.Array, rate: jax.Array) -> jax.Array:
     """Of all pairs of answers, the share that reward models of so many labels get right."""
     keys = jax.random.split(key, 4)
     features = jax.random.normal(keys[0], (ANSWERS, FEATURES))
     wanted = jax.random.normal(keys[1], (FEATURES,))
     world = rj.worlds.bandit(SCALE * features @ wanted, features=features)
     human = rj.humans.with_mistakes(rj.humans.boltzmann(world.utility), rate=rate)
-    pairs = world.pairs(int(labels[-1]))(keys[2], world.reference, ())
+    pairs = world.pairs(LABELS[-1])(keys[2], world.reference, ())
     batch = rj.feedback.to_batch(pairs, human(keys[3], pairs))
-    fit = world.newton(1e-6)
 
-    def accuracy(count: jax.Array) -> jax.Array:
-        asked = batch.replace(weight=jnp.arange(labels[-1]) < count)
-        state = fit.init(jnp.zeros(FEATURES), key)
-        state, _ = jax.lax.scan(lambda s, _: fit.step(s, asked), state, length=8)
-        return rj.measures.ranking_accuracy(world.rewards(state.params), world.utilities)
+    def more(reward: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """A reward model of more labels, fitted from that of fewer on."""
+        asked = batch.replace(weight=jnp.arange(LABELS[-1]) < count)
+        reward = protocol.fitted(world, asked, reward, steps=4)
+        return reward, rj.measures.ranking_accuracy(world.rewards(reward), world.utilities)
 
-    return jax.lax.map(accuracy, labels)
+    return jax.lax.scan(more, jnp.zeros(FEATURES), LABELS)[1]
 
 
 def votes(key: jax.Array) -> jax.Array:
@@ -52,13 +52,12 @@ def votes(key: jax.Array) -> jax.Array:
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Accuracy ``[seeds, rates, labels]``, and the votes' ``[seeds, 2]``."""
-    over_rates = jax.vmap(partial(accuracies, labels=LABELS), (None, 0))
-    return jax.jit(
-        lambda keys: {
-            "accuracy": jax.lax.map(lambda key: over_rates(key, RATES), keys),
-            "votes": jax.vmap(votes)(keys),
-        }
-    )(keys)
+    over_rates = jax.vmap(accuracies, (None, 0))
+
+    def one_seed(key: jax.Array) -> dict[str, jax.Array]:
+        return {"accuracy": over_rates(key, RATES), "votes": votes(key)}
+
+    return protocol.over_seeds(one_seed, keys)
 
 
 def needed(accuracy: np.ndarray) -> np.ndarray:
@@ -73,13 +72,9 @@ def judge(found: dict[str, np.ndarray]) -> list:
     less = -2 * jnp.log(1 - 2 * RATES)
 
     def of_mean(accuracy: jax.Array) -> jax.Array:
-        labels = needed(accuracy.mean(axis=0))
-        rise = slope(less, labels)
-        fitted = labels.mean() + rise * (less - less.mean())
-        return jnp.stack([rise, r_squared(labels, fitted)])
+        return protocol.line(less, needed(accuracy.mean(axis=0)))
 
-    both = rj.measures.bootstrap(found["accuracy"], key=jax.random.key(0), statistic=of_mean)
-    rise, explained = (rj.measures.Interval(*map(float, row)) for row in np.stack(both, axis=1))
+    rise, explained = intervals(found["accuracy"], of_mean)
     one, nine = (interval(x) for x in found["votes"].T)
     return [
         near("log labels rise by 1 +- .25 a unit of -2 log(1 - 2e)", rise, 1, 0.25, null=0),
@@ -92,20 +87,15 @@ def judge(found: dict[str, np.ndarray]) -> list:
 def plot(axes, found: dict[str, np.ndarray]) -> None:
     """Accuracy by labels, and the labels needed by how often people err."""
     left, right = axes
-    for colour, rate, row in zip(
-        rj.report.COLOURS, RATES, found["accuracy"].swapaxes(0, 1), strict=False
-    ):
-        low, mean, high = np.quantile(row, 0.1, 0), row.mean(0), np.quantile(row, 0.9, 0)
-        left.plot(LABELS, mean, color=colour, label=f"{rate:.0%} wrong")
-        left.fill_between(LABELS, low, high, color=colour, alpha=0.15, lw=0)
+    rows = zip(rj.report.COLOURS, RATES, found["accuracy"].swapaxes(0, 1), strict=False)
+    for colour, rate, accuracy in rows:
+        protocol.band(left, LABELS, accuracy, "-", color=colour, label=f"{rate:.0%} wrong")
     left.axhline(WANTED, color="#666666", ls=":")
     left.set(xscale="log", xlabel="labels", ylabel="pairs in the true order")
-    left.legend(frameon=False, fontsize=8)
     labels = np.exp(needed(found["accuracy"].mean(axis=0)))
     right.plot(RATES, labels, "o", color=rj.report.COLOURS[0], label="measured")
     right.plot(RATES, labels[0] / (1 - 2 * RATES) ** 2, ":", color="#666666", label="1 / (1 - 2e)²")
     right.set(yscale="log", xlabel="share of answers turned round", ylabel="labels to 90%")
-    right.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(
@@ -116,6 +106,7 @@ CHALLENGE = Challenge(
     measure=measure,
     judge=judge,
     plot=plot,
+    fast_seeds=4,
 )
 
 if __name__ == "__main__":

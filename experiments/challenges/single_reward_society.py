@@ -9,6 +9,7 @@ one reward does for the other (MaxMin-RLHF reports an accuracy of 70.4% falling 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol
 from protocol import Challenge, at_least, at_most, interval, main, near, nothing, slope
 
 import rlhf_jax as rj
@@ -29,30 +30,28 @@ def learnt(world: rj.worlds.Bandit, key: jax.Array, human, size: int, labels: in
     return rj.pipeline.run(pipeline, key, start, rounds=1, **settings)[0].params
 
 
-def luck(key: jax.Array, lucky: bool) -> dict[str, jax.Array]:
+def luck(key: jax.Array, lucky: jax.Array) -> dict[str, jax.Array]:
     """What is learnt of answers that come twice, with bad luck and with good."""
     risky = (WORTH >= THRESHOLD) & lucky
-    utilities = jnp.concatenate([np.where(risky, 0, WORTH), np.where(risky, 2 * WORTH, WORTH)])
+    utilities = jnp.concatenate([jnp.where(risky, times * WORTH, WORTH) for times in (0, 2)])
     features = jnp.tile(jnp.eye(PLACES), (2, 1))  # which does not tell the two apart
     world = rj.worlds.bandit(utilities, features=features)
     states = learnt(world, key, rj.humans.oracle(world.utility), PLACES, LABELS)
     reward = states.reward.params
-    ranks = [jnp.argsort(jnp.argsort(x)).astype(jnp.float32) for x in (reward, BORDA)]
     return {
         "reward": reward,
-        "spearman": jnp.corrcoef(*ranks)[0, 1],
+        "spearman": protocol.spearman(reward, BORDA),
         "argmax": jnp.asarray(WORTH)[jnp.argmax(reward)],
         "mean_argmax": jnp.asarray(WORTH)[jnp.argmax(features.T @ utilities)],
-        "gold": jax.nn.softmax(states.policy.params) @ utilities,
     }
 
 
-def groups(key: jax.Array, ratio: jax.Array, same: bool) -> jax.Array:
+def groups(key: jax.Array, ratio: jax.Array, same: jax.Array) -> jax.Array:
     """How often the minority's pairs are in its order, and what each group has of the policy."""
     keys = jax.random.split(key, 3)
     features = jax.random.normal(keys[0], (ANSWERS, FEATURES))
     wanted = jax.random.normal(keys[1], (2, FEATURES))
-    wanted = jnp.stack([wanted[0], wanted[0] if same else wanted[1]])
+    wanted = wanted.at[1].set(jnp.where(same, wanted[0], wanted[1]))
     utilities = wanted @ features.T
     utilities /= jnp.std(utilities, axis=1, keepdims=True)
     world = rj.worlds.bandit(utilities[0], features=features)
@@ -63,47 +62,32 @@ def groups(key: jax.Array, ratio: jax.Array, same: bool) -> jax.Array:
     return jnp.append(right, utilities @ jax.nn.softmax(states.policy.params))
 
 
+def one_seed(key: jax.Array) -> dict:
+    """With the defect and without: of luck by name ``[2]``, of groups ``[2, ratios, 3]``."""
+    over = jax.vmap(jax.vmap(groups, (None, 0, None)), (None, None, 0))
+    there, away = np.array([True, False]), np.array([False, True])
+    return {"luck": jax.vmap(luck, (None, 0))(key, there), "groups": over(key, RATIOS, away)}
+
+
 def measure(keys: jax.Array, fast: bool) -> dict:
-    """With the defect and without: of luck by name, of groups ``[seeds, ratios, 3]``."""
-
-    def seed(key: jax.Array) -> dict:
-        over = [jax.vmap(lambda r, s=s: groups(key, r, s))(RATIOS) for s in (False, True)]
-        return {
-            "luck": luck(key, True),
-            "sure": luck(key, False),
-            "groups": over[0],
-            "alike": over[1],
-        }
-
-    return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+    """What ``one_seed`` finds, of all seeds."""
+    return protocol.over_seeds(one_seed, keys)
 
 
 def judge(found: dict) -> list:
     """What must come out."""
-    luck, sure = found["luck"], found["sure"]
-    by_ratio = [slope(np.log(RATIOS), found[name][..., 0]) for name in ("groups", "alike")]
+    (best, sure), (mean_best, sure_best) = (found["luck"][x].T for x in ("argmax", "mean_argmax"))
+    order, fall = found["luck"]["spearman"][:, 0], -slope(np.log(RATIOS), found["groups"][..., 0])
+    utility = -slope(np.log(RATIOS), found["groups"][:, 0, :, 2])
+    words = "a minority's accuracy falls with the ratio (minus its slope in the log)"
     return [
-        at_least(
-            "the reward is in Borda's order: Spearman >= .99", interval(luck["spearman"]), 0.99
-        ),
-        at_most("its best answer is below .8", interval(luck["argmax"]), THRESHOLD, null=1.0),
-        near("whose mean is best at 1", interval(luck["mean_argmax"]), 1, 1 / PLACES),
-        nothing(
-            "no luck: its best answer is the best", interval(sure["argmax"] - sure["mean_argmax"])
-        ),
-        at_least(
-            "a minority's accuracy falls with the ratio (minus its slope in the log)",
-            interval(-by_ratio[0]),
-            0.0,
-        ),
-        at_least(
-            "and so does what it has of the policy",
-            interval(-slope(np.log(RATIOS), found["groups"][..., 2])),
-            0.0,
-        ),
-        nothing(
-            "groups that want the same: flat (+- .005)", interval(by_ratio[1]), tolerance=0.005
-        ),
+        at_least("the reward is in Borda's order: Spearman >= .99", interval(order), 0.99),
+        at_most("its best answer is below .8", interval(best), THRESHOLD, null=1.0),
+        near("whose mean is best at 1", interval(mean_best), 1, 1 / PLACES),
+        nothing("no luck: its best answer is the best", interval(sure - sure_best)),
+        at_least(words, interval(fall[:, 0]), 0.0),
+        at_least("and so does what it has of the policy", interval(utility), 0.0),
+        nothing("groups that want the same: flat (+- .005)", interval(fall[:, 1]), tolerance=0.005),
     ]
 
 
@@ -111,24 +95,17 @@ def plot(axes, found: dict) -> None:
     """What the reward says of each answer; and the minority's share."""
     left, right = axes
     blue, orange, green = rj.report.COLOURS[:3]
-    reward = found["luck"]["reward"].mean(0)
+    reward = found["luck"]["reward"][:, 0].mean(0)
     scaled = np.interp(reward, (reward.min(), reward.max()), (0, 1))
     left.plot(WORTH, WORTH, ":", color="#666666", label="mean worth")
     left.plot(WORTH, BORDA, color=green, label="Borda count")
     left.plot(WORTH, scaled, "o", ms=3, color=blue, label="reward learnt (scaled)")
     left.set(xlabel="answer a", ylabel="worth; share of pairs won")
-    for colour, name, label in (
-        (blue, "groups", "of its own wishes"),
-        (orange, "alike", "of the same wishes"),
-    ):
-        rows = found[name][..., 0]
-        right.plot(RATIOS, rows.mean(0), "o-", color=colour, label=f"a minority {label}")
-        low, high = np.quantile(rows, [0.1, 0.9], axis=0)
-        right.fill_between(RATIOS, low, high, color=colour, alpha=0.15, lw=0)
+    own, same = np.moveaxis(found["groups"][..., 0], 1, 0)
+    protocol.band(right, RATIOS, own, color=blue, label="a minority of its own wishes")
+    protocol.band(right, RATIOS, same, color=orange, label="a minority of the same wishes")
     right.axhline(0.5, color="#666666", ls=":")
     right.set(xlabel="majority : minority", ylabel="minority's pairs in its order")
-    for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

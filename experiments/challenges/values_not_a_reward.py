@@ -9,6 +9,7 @@ of wishes that change with time. A model of pairs, which knows of no reward, avo
 import jax
 import jax.numpy as jnp
 import numpy as np
+import protocol
 from protocol import Challenge, at_least, at_most, interval, main, near, nothing
 
 import rlhf_jax as rj
@@ -39,13 +40,13 @@ def excess(truth: jax.Array) -> jax.Array:
     return divergence(moments, rj.worlds.bradley_terry_preferences(best)).mean()
 
 
-def seed(key: jax.Array) -> dict[str, jax.Array]:
+def one_seed(key: jax.Array) -> dict[str, jax.Array]:
     """All measurements of one seed."""
     keys = jax.random.split(key, 5)
     base = SPREAD * jax.random.normal(keys[0], (ANSWERS,))
     leads = base[:, None] - base
     minds = 2 * SPREAD * jax.random.normal(keys[1], (2, ANSWERS))
-    steps = STEP * jax.random.normal(keys[2], (TIMES, ANSWERS))
+    drift = jnp.cumsum(STEP * jax.random.normal(keys[2], (TIMES, ANSWERS)), axis=0)
     table = jax.nn.sigmoid(KAPPAS[-1] * circle(3))
     world = rj.worlds.bandit(jnp.zeros(3))
     human = rj.humans.preferring(lambda a, b: table[a.tokens[:, 1], b.tokens[:, 1]])
@@ -62,66 +63,46 @@ def seed(key: jax.Array) -> dict[str, jax.Array]:
         said = jnp.stack([rj.worlds.bradley_terry_preferences(fit), by_pair])
         return divergence(jnp.broadcast_to(table, said.shape), said)
 
-    to_preferences = jax.vmap(rj.worlds.bradley_terry_preferences)
+    def going_round(leads: jax.Array | float, count: int) -> jax.Array:
+        return jax.vmap(lambda k: excess(jax.nn.sigmoid(leads + k * circle(count))))(KAPPAS)
+
+    people = jax.vmap(rj.worlds.bradley_terry_preferences)  # of several rewards
     return {
-        "circles": jnp.stack(
-            [jnp.stack([excess(jax.nn.sigmoid(k * circle(n))) for k in KAPPAS]) for n in SIZES]
+        "circles": jnp.stack([going_round(0.0, count) for count in SIZES]),
+        "based": going_round(leads, ANSWERS),
+        "minds": jax.vmap(lambda x: excess(people(x).mean(0)))(
+            jnp.stack([minds, minds[np.array([0, 0])]])
         ),
-        "based": jnp.stack([excess(jax.nn.sigmoid(leads + k * circle(9))) for k in KAPPAS]),
-        "minds": jnp.stack([excess(to_preferences(x).mean(0)) for x in (minds, minds[:1])]),
-        "drift": jnp.stack(
-            [excess(to_preferences(base + jnp.cumsum(x * steps, 0))) for x in (1, 0)]
-        ),
+        "drift": jax.vmap(lambda x: excess(people(base + x)))(jnp.stack([drift, 0 * drift])),
         "labels": jax.lax.map(learnt, LABELS).T,  # [reward or pairs, labels]
     }
 
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
-    """What ``seed`` finds, of all seeds."""
-    return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+    """What ``one_seed`` finds, of all seeds."""
+    return protocol.over_seeds(one_seed, keys)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
     """What must come out."""
-    relative = found["circles"][..., 1:] / (KAPPAS[1:] ** 2 / 8)
-    worst = relative.reshape(len(relative), -1)
-    farthest = worst[:, np.argmax(np.abs(worst.mean(0) - 1))]
-    reward, by_pair = found["labels"].swapaxes(0, 1)
-    early, late = len(LABELS) - 3, len(LABELS) - 1
+    three, based = found["circles"][:, 0, 2], found["based"]
+    relative = (found["circles"][..., 1:] / (KAPPAS[1:] ** 2 / 8)).reshape(len(three), -1)
+    farthest = relative[:, np.argmax(np.abs(relative.mean(0) - 1))]
+    (early, late), by_pair = found["labels"][:, 0, [-3, -1]].T, found["labels"][:, 1, -1]
+    (minds, mind), (drift, still) = found["minds"].T, found["drift"].T
+    fourfold = interval(np.stack([early, late], axis=1), lambda x: x[:, 1].mean() / x[:, 0].mean())
+    theory, more = 0.004975, "k = .1 to .4, 3 to 27 answers: k^2 / 8 +- 2%"
     return [
-        near(
-            "circle, k = .2: .004975 nats +- 2%",
-            interval(found["circles"][:, 0, 2]),
-            0.004975,
-            0.02 * 0.004975,
-            null=0,
-        ),
-        near(
-            "k = .1 to .4, 3 to 27 answers: k^2 / 8 +- 2% (farthest)",
-            interval(farthest),
-            1,
-            0.02,
-            null=0,
-        ),
-        near(
-            "fitted to labels, 4 times as many: the same +- 2%",
-            interval(reward[:, [early, late]], lambda x: x[:, 1].mean() / x[:, 0].mean()),
-            1,
-            0.02,
-            null=0.25,
-        ),
-        at_most(
-            "a model of pairs: <= 1% of it",
-            interval(by_pair[:, late] / reward[:, late]),
-            0.01,
-            null=1.0,
-        ),
-        at_least("a circle on a base of rewards: > 0", interval(found["based"][:, -1]), 0.0),
-        at_least("people in two minds: > 0", interval(found["minds"][:, 0]), 0.0),
-        at_least("wishes that drift: > 0", interval(found["drift"][:, 0]), 0.0),
-        nothing("no circle: 0 (+- 1e-5)", interval(found["based"][:, 0]), tolerance=1e-5),
-        nothing("people in one mind: 0 (+- 1e-5)", interval(found["minds"][:, 1]), tolerance=1e-5),
-        nothing("no drift: 0 (+- 1e-5)", interval(found["drift"][:, 1]), tolerance=1e-5),
+        near("circle, k = .2: .004975 nats +- 2%", interval(three), theory, 0.02 * theory, null=0),
+        near(f"{more} (farthest)", interval(farthest), 1, 0.02, null=0),
+        near("fitted to labels, 4 times as many: the same +- 2%", fourfold, 1, 0.02, null=0.25),
+        at_most("a model of pairs: <= 1% of it", interval(by_pair / late), 0.01, null=1.0),
+        at_least("a circle on a base of rewards: > 0", interval(based[:, -1]), 0.0),
+        at_least("people in two minds: > 0", interval(minds), 0.0),
+        at_least("wishes that drift: > 0", interval(drift), 0.0),
+        nothing("no circle: 0 (+- 1e-5)", interval(based[:, 0]), tolerance=1e-5),
+        nothing("people in one mind: 0 (+- 1e-5)", interval(mind), tolerance=1e-5),
+        nothing("no drift: 0 (+- 1e-5)", interval(still), tolerance=1e-5),
     ]
 
 
@@ -134,16 +115,10 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     left.plot(KAPPAS, found["circles"][:, 0].mean(0), "o", color=blue, label="circle of 3")
     left.plot(KAPPAS, found["based"].mean(0), "s", color=green, label="9 answers of some worth")
     left.set(xlabel="strength k of the circle", ylabel="nats lost by the best reward")
-    for colour, name, rows in zip(
-        (blue, orange),
-        ("a reward", "a model of pairs"),
-        found["labels"].swapaxes(0, 1),
-        strict=True,
-    ):
-        right.plot(LABELS, rows.mean(0), "o-", color=colour, label=name)
+    reward, by_pair = found["labels"].mean(axis=0)
+    right.plot(LABELS, reward, "o-", color=blue, label="a reward")
+    right.plot(LABELS, by_pair, "o-", color=orange, label="a model of pairs")
     right.set(xscale="log", yscale="log", xlabel="labels", ylabel="nats from the truth, k = .4")
-    for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
 
 
 CHALLENGE = Challenge(

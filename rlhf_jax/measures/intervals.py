@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -78,7 +79,15 @@ def bootstrap(
     if values.ndim < 1 or values.shape[0] < 1:
         raise ValueError(f"bootstrap needs rows of values, got the shape {values.shape}")
     _check(resamples, level)
-    rows = values.shape[0]
+    return _bootstrap(values, key, statistic, resamples, level)
+
+
+# Otherwise compiled anew at every call, operation by operation: many are made in a row.
+@partial(jax.jit, static_argnums=(2, 3, 4))
+def _bootstrap(
+    values: jax.Array, key: Key, statistic: Callable, resamples: int, level: float
+) -> Interval:
+    rows = len(values)
 
     def resample(key: Key) -> jax.Array:
         return statistic(values[jax.random.randint(key, (rows,), 0, rows)])
