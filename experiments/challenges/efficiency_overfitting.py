@@ -22,7 +22,8 @@ STEPS = 4.0 ** np.arange(7)  # M, the policy's steps a round
 INTERIOR, RATE = 3, 0.02  # which of these is held against the ends; nats per unit of reward
 ROUNDS, ASKED = 16, 32  # labels: 512 in all
 FALLEN = 0.1  # gold (SD) below the best so far that counts as a decline
-NAMES = ("gold", "proxy", "disagreement", "kl")
+NAMES = ("gold", "peak", "disagreement", "kl")
+WITHIN = 1 - 2.0 ** -np.arange(12)  # parts of a round not yet gone, at which gold is looked at too
 
 
 def run(key: jax.Array, steps: jax.Array, truly: jax.Array) -> dict[str, jax.Array]:
@@ -87,10 +88,10 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     return jax.jit(lambda keys: jax.lax.map(lambda key: over(key, STEPS, arms), keys))(keys)
 
 
-def fallen(gold: np.ndarray) -> np.ndarray:
-    """Where gold is below the best that its run has had, the reference's 0 among it."""
-    best = np.maximum.accumulate(np.maximum(gold, 0), axis=-1)
-    return gold < best - FALLEN
+def fallen(found: dict[str, np.ndarray]) -> np.ndarray:
+    """Where gold is below the best that its run had on its way, ``[seeds, steps, rounds]``."""
+    best = np.maximum.accumulate(found["peak"][:, 0], axis=-1)
+    return found["gold"][:, 0] < best - FALLEN
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
@@ -98,7 +99,7 @@ def judge(found: dict[str, np.ndarray]) -> list:
     last, truly = np.moveaxis(found["gold"][..., -1], 1, 0)
     better = last[:, INTERIOR, None] - last[:, [0, -1]]
     lost = truly[:, INTERIOR] - truly[:, -1]
-    below = fallen(found["gold"][:, 0])
+    below = fallen(found)
 
     def told_by(name: str):
         rows = np.stack([found[name][:, 0], below], axis=1)
@@ -127,7 +128,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         left.fill_between(STEPS, low, high, color=colour, alpha=0.15, lw=0)
     left.set(xscale="log", xlabel=f"policy steps for each {ASKED} labels, M")
     left.set(ylabel=f"gold (SD) after {ROUNDS * ASKED} labels")
-    below = fallen(found["gold"][:, 0])
+    below = fallen(found)
     for colour, where, name in ((blue, ~below, "at its best"), (orange, below, "fallen")):
         chosen = (found[x][:, 0][where] for x in ("disagreement", "gold"))
         right.scatter(*chosen, s=4, alpha=0.4, color=colour, label=f"gold {name}")
