@@ -29,7 +29,8 @@ import rlhf_jax as rj
 
 ANSWERS, FEATURES, MODELS, LABELS, DECAY = 512, 8, 60, 1024, 1e-4
 FAINT, WIDE, DRAWS = 0.1, 3.0, 16  # SD of what counts, of a nuisance nobody tied, best-of-n
-CURVATURE, WIDTH, ROUNDS, ASKED, RECENT, RATE = 0.7, 24, 16, 64, 2, 0.5
+CURVATURE, WIDTH, ROUNDS, ASKED, FITTING, RATE = 0.7, 24, 16, 64, 6, 0.5
+ARMS = np.array([True, False]), np.array([2, ROUNDS])  # labels of its own answers; rounds kept
 BIASES = np.array([0.0, 0.25, 0.5, 1.0, 2.0])
 SHARED, COMPARED = 3, 2048  # which of these the labels have; comparisons by the judge
 NOISES, WITHIN = np.array([0.5, 1.0, 2.0]), np.array([0.05, 0.1, 0.2])
@@ -85,12 +86,15 @@ def ranked(key: jax.Array) -> jax.Array:
             ]
         )
 
-    settings = skipped, widths, mistakes, correlations
-    return jax.vmap(model)(jax.random.split(keys[3], MODELS), *settings).T
+    settings = jax.random.split(keys[3], MODELS), skipped, widths, mistakes, correlations
+    return jax.lax.map(lambda one: model(*one), settings).T
 
 
-def relearnt(key: jax.Array, own: bool, memory: int) -> jax.Array:
-    """Gold (SD) of the policy that a reward model was trained with, and of a new one by it."""
+def relearnt(key: jax.Array, own: jax.Array, recent: jax.Array) -> jax.Array:
+    """Gold (SD) of the policy that a reward model was trained with, and of a new one by it.
+
+    The labels are of its own answers or of any, and those of so many rounds are kept.
+    """
     keys = jax.random.split(key, 5)
     answers = jax.random.normal(keys[0], (4 * ANSWERS, FEATURES))
     towards = jax.random.normal(keys[1], (FEATURES,))
@@ -101,16 +105,21 @@ def relearnt(key: jax.Array, own: bool, memory: int) -> jax.Array:
     directions /= jnp.linalg.norm(directions, axis=0)
     visible = jax.nn.relu(answers @ directions + jax.random.normal(keys[3], (WIDTH,)))
     world = rj.worlds.bandit(gold, features=visible * np.sqrt(2 / WIDTH))
-    pairs = world.pairs(ASKED)
+    pairs, fit = world.pairs(ASKED), world.newton(1e-3)
+
+    def newton(state, batch):
+        age = state.step // FITTING - jnp.arange(ROUNDS * ASKED) // ASKED
+        return fit.step(state, batch.replace(weight=1.0 * (age < recent)))
+
     pipeline = rj.pipeline.Pipeline(
-        query=pairs if own else lambda key, policy, reward: pairs(key, world.reference, reward),
+        query=lambda key, policy, reward: pairs(key, jnp.where(own, policy, 0.0), reward),
         human=rj.humans.boltzmann(world.utility, rationality=2.0),
-        reward=world.newton(1e-3),
+        reward=rj.types.Algorithm(fit.init, newton),
         policy=rj.worlds.mirror_ascent(world.rewards, rate=RATE),
     )
     start = rj.pipeline.Learners(world.reference, jnp.zeros(WIDTH))
-    settings = {"reward_steps": 6, "policy_steps": 1, "prompts": world.prompts(1)}
-    state, _ = rj.pipeline.run(pipeline, keys[4], start, rounds=ROUNDS, memory=memory, **settings)
+    settings = {"reward_steps": FITTING, "policy_steps": 1, "prompts": world.prompts(1)}
+    state, _ = rj.pipeline.run(pipeline, keys[4], start, rounds=ROUNDS, memory=ROUNDS, **settings)
     anew = rj.worlds.mirror_ascent(world.rewards, rate=RATE * ROUNDS)  # as many steps, at once
     relearner = anew.init(world.reference, key, reward=state.params.reward.params)
     policies = state.params.policy.params, anew.step(relearner)[0].params
@@ -130,18 +139,15 @@ def judged(key: jax.Array) -> jax.Array:
 
         return rj.humans.with_bias(rj.humans.boltzmann(world.utility), feature=style, weight=bias)
 
-    def policy(key: jax.Array, bias: float) -> jax.Array:
+    def policy(bias: jax.Array) -> jax.Array:
         start = jnp.zeros(FEATURES + 1)
-        params = learnt_reward(key, world, person(bias), start, labels=LABELS, l2=DECAY)
+        params = learnt_reward(keys[2], world, person(bias), start, labels=LABELS, l2=DECAY)
         return best(world.rewards(params))
 
-    sound, biased = policy(keys[2], 0.0), policy(keys[3], BIASES[SHARED])
-    said = [
-        world.answers(jax.random.categorical(k, policy, shape=(COMPARED,)))
-        for k, policy in ((keys[4], sound), (keys[5], biased))
-    ]
-    pairs = rj.feedback.Pairs(*said)
-    return jax.vmap(lambda bias: person(bias)(keys[6], pairs).preference.mean())(BIASES)
+    policies = jax.lax.map(policy, BIASES[np.array([0, SHARED])])
+    said = jax.random.categorical(keys[3], policies[:, None], shape=(2, COMPARED))
+    pairs = rj.feedback.Pairs(*map(world.answers, said))
+    return jax.lax.map(lambda bias: person(bias)(keys[4], pairs).preference.mean(), BIASES)
 
 
 def needed(key: jax.Array, noise: jax.Array) -> jax.Array:
@@ -172,9 +178,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
         keys = jax.random.split(key, 4)
         return {
             "models": ranked(keys[0]),
-            "relearnt": jnp.stack(
-                [relearnt(keys[1], True, RECENT), relearnt(keys[1], False, ROUNDS)]
-            ),
+            "relearnt": jax.lax.map(lambda arm: relearnt(keys[1], *arm), ARMS),
             "judged": judged(keys[2]),
             "labels": jax.lax.map(lambda noise: needed(keys[3], noise), NOISES),
         }
