@@ -134,10 +134,8 @@ def judged(key: jax.Array) -> jax.Array:
     world = rj.worlds.bandit(features[:, :-1] @ wanted / jnp.linalg.norm(wanted), features=features)
 
     def person(bias: jax.Array) -> rj.humans.Human:
-        def style(said: rj.types.Sequences) -> jax.Array:
-            return features[said.tokens[..., 1], -1]
-
-        return rj.humans.with_bias(rj.humans.boltzmann(world.utility), feature=style, weight=bias)
+        felt = world.utilities + bias * features[:, -1]
+        return rj.humans.boltzmann(lambda said: felt[said.tokens[..., 1]])
 
     def policy(bias: jax.Array) -> jax.Array:
         start = jnp.zeros(FEATURES + 1)
