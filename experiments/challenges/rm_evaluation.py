@@ -164,8 +164,9 @@ def needed(key: jax.Array, noise: jax.Array) -> jax.Array:
     variance = policy @ jnp.square(utilities - worth) + noise**2
     looked = np.unique(np.geomspace(8, MOST, 80).astype(int))
     errors = jnp.quantile(jnp.abs(means[:, looked - 1] - worth), 0.95, axis=0)
-    falling = jnp.log(jax.lax.cummin(errors))[::-1]
-    reached = jnp.exp(jnp.interp(jnp.log(WITHIN), falling, jnp.log(looked)[::-1]))
+    # By a line through all of the curve: where a noisy one first falls below is too early.
+    shrink, at_one = jnp.polyfit(jnp.log(looked), jnp.log(errors), 1)
+    reached = jnp.exp((jnp.log(WITHIN) - at_one) / shrink)
     return jnp.stack([reached, 1.96**2 * variance / WITHIN**2])
 
 
