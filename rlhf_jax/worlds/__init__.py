@@ -1,5 +1,6 @@
 """Small worlds in which everything is known: what people want, and what is optimal."""
 
+from rlhf_jax.worlds.ascent import mirror_ascent
 from rlhf_jax.worlds.bandit import Bandit, bandit
 from rlhf_jax.worlds.comparisons import (
     BradleyTerryFit,
@@ -55,6 +56,7 @@ __all__ = [
     "maxent_irl",
     "maxent_loss",
     "mean_loss",
+    "mirror_ascent",
     "occupancy",
     "reinforce",
     "ridge",

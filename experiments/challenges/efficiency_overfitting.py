@@ -1,0 +1,151 @@
+"""3.4, efficiency against overfitting (tractable): how long to trust a reward model before asking.
+
+So many labels in all, a few of them every M policy steps, on the policy's own answers. With few
+steps in between, labels are spent on a policy that has hardly moved; with many it goes where the
+reward model is wrong before anybody looks, and has by then too little left to be asked about to
+find back. People want answers near an ideal that is not the farthest one; an ensemble of reward
+models learns from their comparisons, and its mean is climbed by exact policy gradient steps. Does
+the ensemble's disagreement, or the divergence, tell when gold has fallen? The control climbs the
+true reward: more steps lose nothing.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from protocol import Challenge, at_least, at_most, interval, main
+
+import rlhf_jax as rj
+
+ANSWERS, DIMENSIONS, CURVATURE, RATIONALITY = 2048, 8, 0.7, 2.0
+MEMBERS, WIDTH, DECAY = 4, 24, 1e-3
+STEPS = 4.0 ** np.arange(7)  # M, the policy's steps a round
+INTERIOR, RATE = 3, 0.02  # which of these is held against the ends; nats per unit of reward
+ROUNDS, ASKED = 16, 32  # labels: 512 in all
+FALLEN = 0.1  # gold (SD) below the best so far that counts as a decline
+NAMES = ("gold", "peak", "disagreement", "kl")
+WITHIN = 1 - 2.0 ** -np.arange(12)  # parts of a round not yet gone, at which gold is looked at too
+
+
+def run(key: jax.Array, steps: jax.Array, truly: jax.Array) -> dict[str, jax.Array]:
+    """Each of ``NAMES``, ``[rounds]``, of a run with so many steps a round; by the truth, if so."""
+    keys = jax.random.split(key, 5)
+    answers = jax.random.normal(keys[0], (ANSWERS, DIMENSIONS))
+    towards = jax.random.normal(keys[1], (DIMENSIONS,))
+    good = answers @ towards / jnp.linalg.norm(towards)
+    gold = good - CURVATURE / 2 * jnp.sum(jnp.square(answers), axis=1)
+    gold = (gold - gold.mean()) / gold.std()
+    world = rj.worlds.bandit(gold)
+    # Each member sees an answer through random features of its own.
+    directions = jax.random.normal(keys[2], (MEMBERS, DIMENSIONS, WIDTH))
+    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
+    offsets = jax.random.normal(keys[3], (MEMBERS, 1, WIDTH))
+    features = jax.nn.relu(answers @ directions + offsets) * np.sqrt(2 / WIDTH)
+
+    def opinions(params: jax.Array) -> jax.Array:
+        rewards = jnp.einsum("mnd,md->mn", features, params)
+        return rewards - rewards.mean(axis=1, keepdims=True)
+
+    def newton(state, batch):
+        def member(seen, params):
+            fit = rj.worlds.bandit(gold, features=seen).newton(DECAY)
+            state_after, metrics = fit.step(state.replace(params=params), batch)
+            return state_after.params, metrics
+
+        params, metrics = jax.vmap(member)(features, state.params)
+        after = state.replace(step=state.step + 1, params=params)
+        return after, jax.tree.map(jnp.mean, metrics)
+
+    def climbed(params: jax.Array) -> jax.Array:
+        return jnp.where(truly, gold, opinions(params).mean(axis=0))
+
+    def look(key: jax.Array, policy: jax.Array, reward: jax.Array) -> dict[str, jax.Array]:
+        means = opinions(reward) @ jax.nn.softmax(policy)
+        kl = rj.divergences.exact_kl(
+            jax.nn.log_softmax(policy), jnp.full(ANSWERS, -np.log(ANSWERS))
+        )
+        found = jax.nn.softmax(policy) @ gold, means.mean(), means.std(), kl
+        return dict(zip(NAMES, found, strict=True))
+
+    pipeline = rj.pipeline.Pipeline(
+        query=world.pairs(ASKED),
+        human=rj.humans.boltzmann(world.utility, rationality=RATIONALITY),
+        reward=rj.types.Algorithm(world.newton(DECAY).init, newton),
+        # As long as the reward stands still, this one step is M of rate RATE.
+        policy=rj.worlds.mirror_ascent(climbed, rate=RATE * steps),
+    )
+    start = rj.pipeline.Learners(world.reference, jnp.zeros((MEMBERS, WIDTH)))
+    settings = {"reward_steps": 5, "policy_steps": 1, "prompts": world.prompts(1)}
+    history = rj.pipeline.run(
+        pipeline, keys[4], start, rounds=ROUNDS, memory=ROUNDS, measure=look, **settings
+    )[1]
+    return {name: history[name] for name in NAMES}
+
+
+def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
+    """Each of ``NAMES``, ``[seeds, learnt or true reward, steps, rounds]``."""
+    over = jax.vmap(jax.vmap(run, (None, 0, None)), (None, None, 0))
+    arms = np.array([False, True])
+    return jax.jit(lambda keys: jax.lax.map(lambda key: over(key, STEPS, arms), keys))(keys)
+
+
+def fallen(found: dict[str, np.ndarray]) -> np.ndarray:
+    """Where gold is below the best that its run had on its way, ``[seeds, steps, rounds]``."""
+    best = np.maximum.accumulate(found["peak"][:, 0], axis=-1)
+    return found["gold"][:, 0] < best - FALLEN
+
+
+def judge(found: dict[str, np.ndarray]) -> list:
+    """What must come out."""
+    last, truly = np.moveaxis(found["gold"][..., -1], 1, 0)
+    better = last[:, INTERIOR, None] - last[:, [0, -1]]
+    lost = truly[:, INTERIOR] - truly[:, -1]
+    below = fallen(found)
+
+    def told_by(name: str):
+        rows = np.stack([found[name][:, 0], below], axis=1)
+        return interval(
+            rows, lambda rows: rj.measures.auroc(rows[:, 0].ravel(), rows[:, 1].ravel() > 0)
+        )
+
+    middle, most = int(STEPS[INTERIOR]), int(STEPS[-1])
+    return [
+        at_least(f"at equal labels M = {middle} beats 1 (gold, SD)", interval(better[:, 0]), 0),
+        at_least(f"and {most}", interval(better[:, 1]), 0),
+        at_least("disagreement tells gold's decline: AUROC >= .8", told_by("disagreement"), 0.8),
+        at_least("so does the divergence: AUROC >= .8", told_by("kl"), 0.8),
+        at_most(f"control, the true reward: {most} loses nothing to {middle}", interval(lost), 0),
+    ]
+
+
+def plot(axes, found: dict[str, np.ndarray]) -> None:
+    """Gold by M, and by what the ensemble says of it."""
+    left, right = axes
+    blue, orange, *_, grey = rj.report.COLOURS
+    rows = found["gold"][..., -1]
+    for colour, arm, name in ((blue, 0, "learnt reward"), (grey, 1, "true reward (control)")):
+        low, high = np.quantile(rows[:, arm], [0.1, 0.9], axis=0)
+        left.plot(STEPS, rows[:, arm].mean(axis=0), "o-", color=colour, label=name)
+        left.fill_between(STEPS, low, high, color=colour, alpha=0.15, lw=0)
+    left.set(xscale="log", xlabel=f"policy steps for each {ASKED} labels, M")
+    left.set(ylabel=f"gold (SD) after {ROUNDS * ASKED} labels")
+    below = fallen(found)
+    for colour, where, name in ((blue, ~below, "at its best"), (orange, below, "fallen")):
+        chosen = (found[x][:, 0][where] for x in ("disagreement", "gold"))
+        right.scatter(*chosen, s=4, alpha=0.4, color=colour, label=f"gold {name}")
+    right.set(xscale="log", xlabel="disagreement of the reward models (nats)", ylabel="gold (SD)")
+    for axis in axes:
+        axis.legend(frameon=False, fontsize=8)
+
+
+CHALLENGE = Challenge(
+    slug="efficiency-overfitting",
+    section="3.4",
+    fundamental=False,
+    claim="It is hard to balance efficiency against overfitting by the policy.",
+    measure=measure,
+    judge=judge,
+    plot=plot,
+)
+
+if __name__ == "__main__":
+    main(CHALLENGE)
