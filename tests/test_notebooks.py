@@ -45,6 +45,13 @@ def test_stored_outputs_are_clean(notebook):
     assert not [p for p in ("/home/", "/root/", "/Users/", "/tmp/", str(ROOT)) if p in text]
 
 
+@pytest.mark.parametrize(
+    "notebook",
+    # A minute and a half of methods compiled one after the other.
+    [pytest.param(p, marks=[pytest.mark.slow] * p.stem.startswith("01")) for p in NOTEBOOKS],
+    indirect=True,
+    ids=lambda path: path.stem,
+)
 def test_runs_and_shows_the_same_kinds_of_output(notebook):
     # The copy is in memory, and nothing is written. The working directory comes first on the
     # kernel's path, so the rlhf_jax that runs is this repository's, installed or not.
