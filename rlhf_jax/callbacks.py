@@ -94,7 +94,8 @@ def progress(
             bar.update(task, completed=step, metrics=metrics)
             if not live and (last or now - spoke >= seconds):
                 spoke = now
-                console.print(f"{description} {step}/{total}  {metrics}", highlight=False)
+                line = f"{description} {step}/{total}  {metrics}"
+                console.print(line, highlight=False, soft_wrap=True)
         if last:
             bar.stop()
 
