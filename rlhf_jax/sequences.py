@@ -212,12 +212,11 @@ def _token_statistics(logits, tokens, temperature, block_size, start, *, entropi
         log_normaliser, entropy = vocabulary.statistics(dense, entropies)
         return picked - log_normaliser, entropy
 
-    if factored and block_size is None:
-        block_size = vocabulary.default_block(len(rows), logits.unembedding.shape[1])
+    block_size = block_size or vocabulary.default_block(len(rows))
     if not factored:
         dense = vocabulary.logits_of(rows.astype(jnp.float32), temperature)
         found = whole(dense, jnp.take_along_axis(dense, targets[:, None], axis=-1)[:, 0])
-    elif logits.unembedding.shape[1] > min(block_size, vocabulary.MAX_BLOCK):
+    elif logits.unembedding.shape[1] > block_size:
         settings = {"temperature": temperature, "softcap": logits.softcap}
         settings |= {"block_size": block_size, "entropies": entropies}
         found = vocabulary.blockwise(rows, logits.unembedding, targets, **settings)

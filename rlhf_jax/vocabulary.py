@@ -1,10 +1,9 @@
 """Log-probabilities and entropies over a large vocabulary, a block of it at a time.
 
 The logits of ``N`` tokens over ``V`` words are one matrix product, ``hidden @ unembedding``, and by
-far the largest array of a training step where the vocabulary is a real one. Unless it is small
-enough it is never made: the forward pass keeps a running maximum and sum, the backward pass
-multiplies each block out again. So there are four products where a full log-softmax needs three,
-and no pass over ``[N, V]`` in memory.
+far the largest array of a training step where the vocabulary is a real one. It is never made: the
+forward pass keeps a running maximum and sum, the backward pass multiplies each block out again. So
+there are four products where a full log-softmax needs three, and no pass over ``[N, V]`` in memory.
 """
 
 from functools import partial
@@ -20,22 +19,12 @@ __all__ = ["MAX_BLOCK", "blockwise", "default_block", "logits_of", "statistics"]
 MAX_BLOCK = 8192
 # Of one block of logits, 512 MiB in float32: with very many rows, blocks are narrower.
 _MAX_ENTRIES = 2**27
-# Products up to this size, 256 MiB in float32, are one block and kept: three instead of four.
-_MAX_KEPT = 2**26
-# Below this width XLA's CPU backend multiplies a tall transposed left side at half its usual rate.
-_NARROW = 512
 # Stands for minus infinity where it will be multiplied by a probability of 0: -inf * 0 is nan.
 _NEGATIVE = -1e30
 
 
-def default_block(rows: int, vocabulary: int | None = None) -> int:
-    """How much of the vocabulary to hold at a time for so many rows; all of it, if that is little.
-
-    >>> default_block(1024), default_block(1024, 49_152), default_block(4096, 49_152)
-    (8192, 49152, 8192)
-    """
-    if vocabulary is not None and rows * vocabulary <= _MAX_KEPT:
-        return vocabulary
+def default_block(rows: int) -> int:
+    """How much of the vocabulary to hold at a time for so many rows."""
     return max(128, min(MAX_BLOCK, _MAX_ENTRIES // max(rows, 1)))
 
 
@@ -72,8 +61,7 @@ def blockwise(
     .. math:: \frac{\partial \log p_x}{\partial z_v} = [v = x] - p_v, \qquad
               \frac{\partial H}{\partial z_v} = -p_v \left(\log p_v + H\right)
 
-    Memory is ``N * block_size`` and not ``N * V``, in both directions; if all is one block, it is
-    kept from the one to the other. Products are accumulated in
+    Memory is ``N * block_size`` and not ``N * V``, in both directions. Products are accumulated in
     float32, whatever the dtype of ``hidden``. What is not asked for is not computed: with a frozen
     unembedding, its gradient's product is dead code.
 
@@ -125,16 +113,7 @@ def _known(logits, words, table, vocabulary):
     return jnp.where(words < vocabulary, logits, _NEGATIVE) if padded else logits
 
 
-def _over_blocks(body, carry, count: int):
-    """A scan over the blocks' numbers; without a loop, round which it would be copied, of one."""
-    if count == 1:
-        return body(carry, 0)
-    return jax.lax.scan(body, carry, jnp.arange(count))
-
-
 def _forwards(hidden, table, targets, temperature, softcap, vocabulary, entropies):
-    blocks = table.shape[1]
-
     def body(carry, index):
         maximum, normaliser, weighted = carry
         _, products, words = _block(hidden, table, index)
@@ -147,31 +126,29 @@ def _forwards(hidden, table, targets, temperature, softcap, vocabulary, entropie
             weighted = shrink * (weighted + normaliser * (maximum - larger))
             weighted += (exponentials * relative).sum(-1)
         normaliser = normaliser * shrink + exponentials.sum(-1)
-        return (larger, normaliser, weighted), products if blocks == 1 else None
+        return (larger, normaliser, weighted), None
 
     # The targets' logits from their own columns: picking them out of every block costs more.
     kernel = looked_up(table.reshape(-1, table.shape[-1]), targets).astype(hidden.dtype)
     picked = jnp.sum(hidden.astype(jnp.float32) * kernel, axis=-1)
     zeros = jnp.zeros(hidden.shape[0], jnp.float32)
     carry = (zeros + _NEGATIVE, zeros, zeros)
-    carry, products = _over_blocks(body, carry, blocks)
+    carry, _ = jax.lax.scan(body, carry, jnp.arange(table.shape[1]))
     maximum, normaliser, weighted = carry
     log_normaliser = maximum + jnp.log(normaliser)
     log_probs = logits_of(picked, temperature, softcap) - log_normaliser
     entropy = jnp.log(normaliser) - weighted / normaliser if entropies else None
-    kept = hidden, table, targets, temperature, log_normaliser, entropy, products
-    return (log_probs, entropy), kept
+    return (log_probs, entropy), (hidden, table, targets, temperature, log_normaliser, entropy)
 
 
 def _backwards(softcap, vocabulary, entropies, kept, cotangents):
-    hidden, table, targets, temperature, log_normaliser, entropy, kept_products = kept
+    hidden, table, targets, temperature, log_normaliser, entropy = kept
     of_log_prob, of_entropy = (None if x is None else x[:, None] for x in cotangents)
     parts = pieces(table.shape[0], "words")
 
     def body(carry, index):
         d_hidden, d_table, d_temperature = carry
         kernel, products, words = _block(hidden, table, index)
-        products = products if kept_products is None else kept_products
         logits, pullback = jax.vjp(partial(logits_of, softcap=softcap), products, temperature)
         logits = _known(logits, words, table, vocabulary)
         log_probs = logits - log_normaliser[:, None]
@@ -182,14 +159,16 @@ def _backwards(softcap, vocabulary, entropies, kept, cotangents):
         d_products, d_scale = pullback(picked - weight * jnp.exp(log_probs))
         d_products = d_products.astype(hidden.dtype)
         d_hidden += _of_hidden(d_products, kernel, parts)
-        d_kernel = placed(_of_kernel(d_products, hidden).astype(table.dtype), "words", "width")
+        d_kernel = jnp.matmul(d_products.T, hidden, preferred_element_type=jnp.float32)
+        d_kernel = placed(d_kernel.astype(table.dtype), "words", "width")
         d_table = jax.lax.dynamic_update_index_in_dim(d_table, d_kernel, index, axis=1)
         return (d_hidden, d_table, d_temperature + d_scale), None
 
     d_hidden = jnp.zeros(hidden.shape if parts == 1 else (parts, *hidden.shape), jnp.float32)
     d_table = placed(jnp.zeros_like(table), "words", None, "width")
     carry = (d_hidden, d_table, jnp.float32(0))
-    (d_hidden, d_table, d_temperature), _ = _over_blocks(body, carry, table.shape[1])
+    carry, _ = jax.lax.scan(body, carry, jnp.arange(table.shape[1]))
+    d_hidden, d_table, d_temperature = carry
     d_hidden = d_hidden if parts == 1 else placed(d_hidden.sum(0), "rows")
     return d_hidden.astype(hidden.dtype), d_table, None, d_temperature
 
@@ -206,15 +185,6 @@ def _of_hidden(d_products, kernel, parts):
     kernel = kernel.reshape(parts, -1, kernel.shape[-1])
     each = jnp.einsum("npv,pvd->pnd", d_products, kernel, preferred_element_type=jnp.float32)
     return placed(each, "words", "rows")
-
-
-def _of_kernel(d_products, hidden):
-    """A block's part of the unembedding's gradient, ``float32[block, D]``."""
-    if hidden.shape[-1] >= _NARROW:
-        return jnp.matmul(d_products.T, hidden, preferred_element_type=jnp.float32)
-    found = jnp.matmul(hidden.T, d_products, preferred_element_type=jnp.float32)
-    # Or the compiler would turn the product round again.
-    return jax.lax.optimization_barrier(found).T
 
 
 _blockwise.defvjp(_forwards, _backwards)
