@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import optax
+import pytest
 import toys
 
 from rlhf_jax import (
@@ -154,3 +155,13 @@ CASES = {
         minibatches=2,
     ),
 }
+
+# These run the code of others above (`ppo`, `remax`, `online_dpo`, `dpo`) but for a loss or an
+# advantage with tests of its own; on the toys nearly all their time is compiling it again.
+ALIKE = {"ipo", "ranking", "ties", "reinforce_plus_plus", "grpo", "nash_md", "rloo"}
+
+
+def names(slow: set[str] = ALIKE) -> list:
+    """All cases, as parameters of a test; of those that are alike it is slow."""
+    marks = {True: [pytest.mark.slow], False: []}
+    return [pytest.param(name, marks=marks[name in slow], id=name) for name in CASES]

@@ -9,20 +9,19 @@ import numpy as np
 import optax
 import pytest
 import toys
-from cases import CASES
+from cases import CASES, names
 
 from rlhf_jax import aggregates, algorithms, divergences, implicit_rewards, losses, sequences
 from rlhf_jax.types import ActorCritic, Prompts, Sequences, TrainState
-
-each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def stacked(case, count):
     return jax.tree.map(lambda *x: np.stack(x), *(case.batch(seed) for seed in range(count)))
 
 
-@each_case
-def test_a_step_is_the_body_of_a_scan_and_compiles_once(case):
+@pytest.mark.parametrize("name", names())
+def test_a_step_is_the_body_of_a_scan_and_compiles_once(name):
+    case = CASES[name]
     algorithm = case.build()
     state = case.init(algorithm)
     assert isinstance(state, TrainState)

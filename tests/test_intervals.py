@@ -28,6 +28,7 @@ def test_the_width_is_that_of_the_normal_approximation():
     assert found.low < narrower.low < narrower.high < found.high
 
 
+@pytest.mark.slow
 def test_coverage():
     def covers(key):
         values_key, resample_key = jax.random.split(key)

@@ -196,6 +196,7 @@ def close(a, b):
     chex.assert_trees_all_close(a, b, atol=2e-6, rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_one_device_a_mesh_and_pmap_agree_and_padding_does_not_matter():
     step, state, expected = on_one_device()
     after, metrics = expected

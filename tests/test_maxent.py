@@ -178,6 +178,7 @@ def test_a_reward_is_found_up_to_shaping():
     np.testing.assert_allclose(again.log_policy, expert.log_policy, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_demonstrations_and_preferences_beat_either_alone_where_each_is_blind():
     """science.md: at equal label count, on the fitted reward's gold, relative to the best prize.
 

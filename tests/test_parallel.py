@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import toys
-from cases import CASES
+from cases import ALIKE, CASES, names
 
 from rlhf_jax import parallel, training
 
-each_case = pytest.mark.parametrize("name", CASES)
+# Those that share their code with others are slow: rloo stands for them.
+each_case = pytest.mark.parametrize("name", names(ALIKE - {"rloo"}))
 
 
 @functools.cache
@@ -48,7 +49,7 @@ def test_mesh_equals_one_device(name):
     assert jax.tree.leaves(actual.params)[0].sharding.device_set == set(jax.devices())
 
 
-@each_case
+@pytest.mark.parametrize("name", names())
 def test_pmap_equals_one_device(name):
     case, state, batch, (expected, metrics) = on_one_device(name)
     actual, mapped = parallel.pmap_step(case.build(axis_name="data").step)(state, batch)
@@ -56,7 +57,7 @@ def test_pmap_equals_one_device(name):
     close(mapped, metrics)
 
 
-@pytest.mark.parametrize("name", ["dpo", "rloo"])
+@pytest.mark.parametrize("name", ["dpo", pytest.param("rloo", marks=pytest.mark.slow)])
 def test_chunks_of_steps_too(name):
     case = CASES[name]
     batches = jax.tree.map(lambda *x: np.stack(x), *(case.batch(seed) for seed in range(3)))

@@ -220,6 +220,7 @@ def test_it_is_the_reward_that_it_would_be_in_jax():
     np.testing.assert_allclose(REWARD((), sequences), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_chunks_of_steps_on_a_mesh_are_those_of_one_device():
     algorithm, (expected, _) = policy_gradient(REWARD), uninterrupted()
     compile = functools.partial(parallel.shard_step, mesh=parallel.data_mesh(), batch_axis=1)

@@ -103,7 +103,6 @@ def test_an_existing_run_and_another_configuration_are_refused(quickstart, whole
 @pytest.mark.parametrize(
     ("flags", "status", "message"),
     [
-        (["--no-such-flag"], 2, "no-such-flag"),
         (["--preset", "huge"], 2, "huge"),
         (["--data", "/nowhere/at/all"], 1, "/nowhere/at/all"),
     ],

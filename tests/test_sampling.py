@@ -81,8 +81,9 @@ def test_a_sequence_depends_on_its_own_key_and_prompt_alone(sampled):
 
 
 def test_jit_equals_eager(sampled):
-    eager = sampling.sampler(MODEL.decoder, max_new_tokens=12, eos_id=EOS)(PARAMS, PROMPTS, KEYS)
-    chex.assert_trees_all_close(eager, sampled, atol=1e-5)
+    few = jax.tree.map(lambda x: x[:2], PROMPTS)
+    eager = sampling.sampler(MODEL.decoder, max_new_tokens=12, eos_id=EOS)(PARAMS, few, KEYS[:2])
+    chex.assert_trees_all_close(eager, jax.tree.map(lambda x: x[:2], sampled), atol=1e-5)
 
 
 def test_greedy_equals_a_loop_over_the_uncached_model():

@@ -73,12 +73,10 @@ def save_model(folder: Path, texts: tuple[str, ...]) -> None:
     rj.pretrained.save(folder, params, config, tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "method",
-    [
-        "best-of-n",
-        *(pytest.param(m, marks=pytest.mark.slow) for m in ("rloo", "ppo", "grpo", "dpo")),
-    ],
+    ["best-of-n", "rloo", "ppo", "grpo", "dpo"],
 )
 def test_it_runs_from_end_to_end_and_writes_what_it_promises(world, tmp_path, method):
     module, model = world

@@ -55,6 +55,7 @@ def trained(key, poisoned):
     return jax.lax.scan(step, (params, optimizer.init(params)), length=100)[0][0]
 
 
+@pytest.mark.slow
 def test_a_planted_trigger_is_found_and_a_clean_model_has_none():
     params = jax.jit(jax.vmap(trained, (None, 0)))(jax.random.key(0), jnp.array([0.0, 0.05]))
     held_out = jax.jit(texts, static_argnums=1)(jax.random.key(1), 32)
