@@ -2,9 +2,9 @@
 
 Each asks simulated people, fits a reward model and improves a policy, several rounds, on finite
 bandits and on a token language. Prints how many times as fast one program is on one device, and
-with its runs cut over all cores (at once or in turn on each), compilation left out, and whether the runs are the same. The token
-language takes most of the time, some 5 minutes on two cores; `--fast` leaves it out. Writes
-runs/many_runs/.
+with its runs cut over all cores, where each makes its share at once or run by run; compilation left
+out; and whether the runs are the same. The token language takes most of the time, some 5 minutes on
+two cores; `--fast` leaves it out. Writes runs/many_runs/.
 """
 
 import dataclasses
