@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from mode_collapse_measures import DELTA, TEXT, calibration, of_modes, of_text
-from protocol import Claim, at_least, at_most, interval, near, nothing
+from mode_collapse_measures import DELTA, QUESTIONS, TEXT, calibration, claims, of_modes, of_text
+from protocol import Claim
 
 import rlhf_jax as rj
 from rlhf_jax.types import Params, Prompts, Sequences
@@ -25,8 +25,8 @@ from rlhf_jax.types import Params, Prompts, Sequences
 MODEL, TOP, SEEDS = "smollm2-135m-instruct", 1, 3
 QUESTION = "{} was born in the month of"
 NAMES = (  # Each a token. The last eight are asked about only to measure.
-    *"Anna Ben Carl David Frank George James Jane".split(),
-    *"Sarah Thomas Tom William Alice Daniel Henry Jack".split(),
+    *["Anna", "Ben", "Carl", "David", "Frank", "George", "James", "Jane"],
+    *["Sarah", "Thomas", "Tom", "William", "Alice", "Daniel", "Henry", "Jack"],
 )
 ASKED = 8
 MONTHS = (
@@ -86,8 +86,11 @@ def measure(keys: jax.Array) -> dict[str, np.ndarray]:
     wide = np.pad(rows, ((0, 0), (0, 1)))
     hidden = jax.jit(model.trunk_fn)(first, wide, np.ones(wide.shape, bool))
     log_probs_fn, sample_fn, trunk_fn = next_answer(model.top_fn, hidden)
+    months = jnp.asarray(months)
     asked, others = np.arange(ASKED), np.arange(ASKED, len(NAMES))
-    prompts = Prompts(np.repeat(asked[:, None], rows.shape[1], axis=1), np.ones_like(rows[asked], bool))
+    prompts = Prompts(
+        np.repeat(asked[:, None], rows.shape[1], axis=1), np.ones_like(rows[asked], bool)
+    )
 
     @jax.jit
     def trained(upper: Params, key: jax.Array, beta: jax.Array, rewards: jax.Array) -> Params:
@@ -109,8 +112,14 @@ def measure(keys: jax.Array) -> dict[str, np.ndarray]:
     @jax.jit
     def judged(key: jax.Array, policy: jax.Array, liked: jax.Array) -> dict[str, jax.Array]:
         found = of_modes(policy[:, months], liked)
-        keys = jax.random.split(key, len(policy))
-        found["ECE"] = jax.vmap(lambda k, p: calibration(k, p, months))(keys, policy)
+
+        def error(key: jax.Array, policy: jax.Array) -> jax.Array:
+            keys, heaped = jax.random.split(key), jnp.cumsum(jnp.exp(policy))
+            chance = jax.random.uniform(keys[0], (QUESTIONS,), maxval=heaped[-1])
+            given = jnp.searchsorted(heaped, chance, side="right")
+            return calibration(keys[1], policy, given, months)
+
+        found["ECE"] = jax.vmap(error)(jax.random.split(key, len(policy)), policy)
         return jax.tree.map(jnp.mean, found)
 
     sample = rj.sampling.sampler(model.decoder, max_new_tokens=LENGTH, eos_id=loaded.eos_id)
@@ -144,3 +153,26 @@ def measure(keys: jax.Array) -> dict[str, np.ndarray]:
         table |= {f"tilt {name}": [row[name] for row in tilts] for name in ("modes", "ECE")}
         arms.append(jax.tree.map(float, table))
     return {name: np.array([arm[name] for arm in arms]) for name in arms[0]}
+
+
+def attempt(keys: jax.Array, fast: bool) -> tuple[dict[str, np.ndarray], str]:
+    """What was measured with the first three seeds; or nothing, and why not."""
+    if fast:
+        return {}, "SmolLM2-135M: not with --fast"
+    try:
+        return measure(keys[:SEEDS]), ""
+    except (ImportError, OSError, rj.assets.AssetError) as error:
+        return {}, f"SmolLM2-135M: {error}"
+
+
+def judge(found: dict[str, np.ndarray]) -> list[Claim]:
+    """What must come out, as of the bandit: against the initial model, and against its tilt."""
+    arms = {
+        name: {what: found[what][:, i] for what in ("modes", "log ratio", "ECE", *TEXT)}
+        for i, name in enumerate(("first", *map(str, TIMES)))
+    }
+    arms["0"]["modes"] = arms["0"]["modes"] / arms["first"]["modes"]
+    for i, name in enumerate(("2", "4")):
+        arms[name]["modes"] = arms[name]["modes"] / found["tilt modes"][:, i]
+    asked = claims(arms, of="the initial", kept=" of the tilt's", ece=found["tilt ECE"][:, 0])
+    return [claim._replace(text=f"SmolLM2-135M, {claim.text}") for claim in asked]

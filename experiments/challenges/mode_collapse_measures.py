@@ -1,7 +1,9 @@
-"""How varied a policy is, and its text: what both of `mode_collapse`'s testbeds are measured by."""
+"""What `mode_collapse` measures and asks for, the same on a finite bandit and a language model."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from protocol import Claim, at_least, at_most, interval, near, nothing
 
 import rlhf_jax as rj
 
@@ -23,14 +25,12 @@ def of_modes(log_probs: jax.Array, liked: jax.Array) -> dict[str, jax.Array]:
     }
 
 
-def calibration(key: jax.Array, policy: jax.Array, good: jax.Array) -> jax.Array:
-    """The calibration error of answers drawn from log-probabilities ``[N]``.
+def calibration(key: jax.Array, policy: jax.Array, given: jax.Array, good: jax.Array) -> jax.Array:
+    """The calibration error of answers given by log-probabilities ``[N]``.
 
     Which one is right the question does not say: each of those ``good[K]`` is as often.
     """
-    keys = jax.random.split(key)
-    given = jax.random.categorical(keys[0], policy, shape=(QUESTIONS,))
-    right = given == jax.random.choice(keys[1], good, given.shape)
+    right = given == good[jax.random.randint(key, given.shape, 0, len(good))]
     return rj.measures.expected_calibration_error(jnp.exp(policy[given]), 1.0 * right)
 
 
@@ -39,3 +39,39 @@ def of_text(tokens: jax.Array, mask: jax.Array, words: int, *, n: int = 2) -> di
     ead = rj.measures.expectation_adjusted_distinct(tokens, mask, n, vocab_size=words)
     found = rj.measures.distinct_n(tokens, mask, 2), ead, rj.measures.self_bleu(tokens, mask)
     return dict(zip(TEXT, found, strict=True))
+
+
+def claims(
+    arms: dict[str, dict[str, np.ndarray]], *, of: str, ece: np.ndarray, kept: str = ""
+) -> list[Claim]:
+    """What must come out of the arms "first" (the initial policy), "0", "2" and "4" (beta / delta).
+
+    Args:
+        arms: what was measured of each, ``[seeds]``; "modes" as the shares that are asked about.
+        of: what they are shares of at beta 0.
+        kept: what they are shares of with a penalty, if of something else.
+        ece: the calibration error that the policy at beta 2 delta should have, ``[seeds]``.
+    """
+    first, none, twice, four = (arms[name] for name in ("first", "0", "2", "4"))
+    least = np.minimum(twice["modes"], four["modes"])
+    asked = [
+        at_most(f"beta 0: effective modes <= .5 of {of}", interval(none["modes"]), 0.5, null=1),
+        at_least(f"beta >= 2 delta: >= .9{kept} (the least)", interval(least), 0.9, null=0.5),
+    ]
+    for times, arm in ((2, twice), (4, four)):
+        text = f"beta {times} delta: log ratio of liked to others"
+        text += f"{' rises by' if kept else ' is'} delta / beta (x 1 +- .05)"
+        rise = times * (arm["log ratio"] - first["log ratio"])
+        asked.append(near(text, interval(rise), 1, 0.05, null=0))
+    asked += [
+        at_least("beta 0: calibration error rises", interval(none["ECE"] - first["ECE"]), 0),
+        nothing(
+            f"beta 2 delta: it {'is as the tilt' if kept else 'does not'} (+- .05)",
+            interval(twice["ECE"] - ece),
+            tolerance=0.05,
+        ),
+    ]
+    for name, sign in zip(TEXT, (1, 1, -1), strict=True):
+        text = f"{name} is {'lower' if sign > 0 else 'higher'} at beta 0 than at 2 delta, by"
+        asked.append(at_least(text, interval(sign * (twice[name] - none[name])), 0))
+    return asked
