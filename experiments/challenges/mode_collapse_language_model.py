@@ -3,10 +3,13 @@
 The answer is one token, the next; any of the twelve months is worth giving, half of them (which is
 drawn) a little more, and anything else nothing. The model does not give them alike, so what is
 measured is compared with the initial model, and with its exact tilt, known from its probabilities
-of the next token: no answer's reward depends on what comes behind. RLOO trains the last layers; of
-what the frozen ones make of the questions there is a table, made once. How varied the text is, is
-measured on sentences that go on behind the month, of people whom no step has asked about. Births
-are about as many in every month; that is what a calibrated answer would say.
+of the next token. RLOO trains the last layer; of what the frozen ones make of the questions there
+is a table, made once. All is measured on people whom no step has asked about. A text is a sheet of
+answers, one for each of them. Births are taken to be as many in every month: so much is right.
+
+What would come behind the answer is not looked at. No penalty holds it, and sentences that went on
+became less varied in every arm (distinct-2 of twelve tokens, in pilots with two seeds: .58 at
+first, .36 at beta 0, .41 at 2 delta).
 """
 
 import dataclasses
@@ -34,7 +37,7 @@ MONTHS = (
     *("August", "September", "October", "November", "December"),
 )
 TIMES = (0, 2, 4)  # beta in units of delta
-SAMPLES, RATE, STEPS, LENGTH, TEXTS = 8, 3e-4, 50, 12, 8  # texts of each person
+SAMPLES, RATE, STEPS, TEXTS = 8, 4e-4, 50, 32
 
 
 def next_answer(logits: Callable, hidden: jax.Array) -> tuple[Callable, Callable, Callable]:
@@ -111,39 +114,30 @@ def measure(keys: jax.Array) -> dict[str, np.ndarray]:
 
     @jax.jit
     def judged(key: jax.Array, policy: jax.Array, liked: jax.Array) -> dict[str, jax.Array]:
+        def answers(key: jax.Array, policy: jax.Array) -> jax.Array:
+            heaped = jnp.cumsum(jnp.exp(policy))
+            chance = jax.random.uniform(key, (QUESTIONS,), maxval=heaped[-1])
+            return jnp.searchsorted(heaped, chance, side="right")
+
+        keys = jax.random.split(key, (2, len(policy)))
+        given = jax.vmap(answers)(keys[0], policy)
         found = of_modes(policy[:, months], liked)
-
-        def error(key: jax.Array, policy: jax.Array) -> jax.Array:
-            keys, heaped = jax.random.split(key), jnp.cumsum(jnp.exp(policy))
-            chance = jax.random.uniform(keys[0], (QUESTIONS,), maxval=heaped[-1])
-            given = jnp.searchsorted(heaped, chance, side="right")
-            return calibration(keys[1], policy, given, months)
-
-        found["ECE"] = jax.vmap(error)(jax.random.split(key, len(policy)), policy)
-        return jax.tree.map(jnp.mean, found)
-
-    sample = rj.sampling.sampler(model.decoder, max_new_tokens=LENGTH, eos_id=loaded.eos_id)
-    read = Prompts(rows[others], np.ones_like(rows[others], bool))
-
-    @jax.jit
-    def text(params: Params, key: jax.Array) -> dict[str, jax.Array]:
-        said = sample(params, read, jax.random.split(key, len(others) * TEXTS))
-        columns = slice(rows.shape[1], None)
-        tokens, mask = said.tokens[:, columns], said.response_mask[:, columns]
-        return of_text(tokens, mask, loaded.config.vocab_size, n=1)
+        found["ECE"] = jax.vmap(lambda *x: calibration(*x, months))(keys[1], policy, given)
+        sheets = given[:, :TEXTS].T
+        text = of_text(sheets, jnp.ones(sheets.shape, bool), policy.shape[1], n=1)
+        return jax.tree.map(jnp.mean, found) | text
 
     log_probs, arms = jax.jit(log_probs_fn), []
     for key in keys:
-        draws = jax.random.split(key, 4)
+        draws = jax.random.split(key, 3)
         liked = jax.random.permutation(draws[0], jnp.arange(len(MONTHS))) < len(MONTHS) // 2
         worth = jnp.where(liked, 1, 1 - DELTA)
         rewards = jnp.zeros(loaded.config.vocab_size).at[months].set(worth)
         start = log_probs(upper, others)
-        rows_of = [judged(draws[1], start, liked) | text(first, draws[2])]
+        rows_of = [judged(draws[1], start, liked)]
         for times in TIMES:
-            top = {"top_layers": trained(upper, draws[3], times * DELTA, rewards)}
-            found = judged(draws[1], log_probs(upper | top, others), liked)
-            rows_of.append(found | text(first | top, draws[2]))
+            top = {"top_layers": trained(upper, draws[2], times * DELTA, rewards)}
+            rows_of.append(judged(draws[1], log_probs(upper | top, others), liked))
         table = {name: [row[name] for row in rows_of] for name in rows_of[0]}
         everywhere = jnp.broadcast_to(rewards, start.shape)
         tilts = [

@@ -53,6 +53,8 @@ def claims(
         ece: the calibration error that the policy at beta 2 delta should have, ``[seeds]``.
     """
     first, none, twice, four = (arms[name] for name in ("first", "0", "2", "4"))
+    # A language model in fifty steps comes less near than a bandit in 1500.
+    tolerance = 0.1 if kept else 0.05
     least = np.minimum(twice["modes"], four["modes"])
     asked = [
         at_most(f"beta 0: effective modes <= .5 of {of}", interval(none["modes"]), 0.5, null=1),
@@ -60,9 +62,9 @@ def claims(
     ]
     for times, arm in ((2, twice), (4, four)):
         text = f"beta {times} delta: log ratio of liked to others"
-        text += f"{' rises by' if kept else ' is'} delta / beta (x 1 +- .05)"
+        text += f"{' rises by' if kept else ' is'} delta / beta (x 1 +- {tolerance})"
         rise = times * (arm["log ratio"] - first["log ratio"])
-        asked.append(near(text, interval(rise), 1, 0.05, null=0))
+        asked.append(near(text, interval(rise), 1, tolerance, null=0))
     asked += [
         at_least("beta 0: calibration error rises", interval(none["ECE"] - first["ECE"]), 0),
         nothing(
