@@ -102,6 +102,10 @@ def _module(slug: str) -> str:
     return slug.replace("-", "_")
 
 
+def _left_out(result: dict) -> str:
+    return f"Left out: {out}\n\n" if (out := result.get("left_out")) else ""
+
+
 def row(slug: str, result: dict | str) -> list[str]:
     """A line of the table: of a result, or of the word for there being none."""
     if isinstance(result, str):
@@ -113,7 +117,7 @@ def row(slug: str, result: dict | str) -> list[str]:
         slug,
         result["kind"],
         result["verdict"],
-        f"{passed}/{len(result['claims'])}",
+        f"{passed}/{len(result['claims'])}" + (", in part" if result.get("left_out") else ""),
         first["text"],
         "{:.3g} [{:.3g}, {:.3g}]".format(*protocol.numbers(first)),
         str(result["seeds"]),
@@ -191,7 +195,8 @@ def write(run: rj.runs.Run, found: Mapping[str, dict | str], failed: dict, confi
         said=", ".join(said),
         table=rj.report.table([row(*both) for both in found.items()], HEADER),
         figures="\n\n".join(
-            f"## {x['section']} {x['slug']}\n\n{x['claim']}\n\n![]({x['slug']}/figure.png)"
+            f"## {x['section']} {x['slug']}\n\n{x['claim']}\n\n{_left_out(x)}"
+            f"![]({x['slug']}/figure.png)"
             for x in results
         ),
     )
@@ -224,6 +229,7 @@ def main(config: Config) -> None:
             console.print(f"{slug}: {failed[slug]}", style="red", markup=False)
         else:
             console.print(f"  {found[slug]['verdict']}, {found[slug]['seconds']:.0f} s")
+            console.print(_left_out(found[slug]).strip(), style="yellow", markup=False, end="")
     said = write(run, found, failed, config)
     shown, few = Table(box=None), ("problem", "verdict", "claims", "measured")
     for name in few:

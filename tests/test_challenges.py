@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import rlhf_jax as rj
 from rlhf_jax.measures import Interval
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
@@ -156,3 +157,64 @@ def test_each_runs(slug, tmp_path):
     for claim in result["claims"]:
         assert np.isfinite(list(claim["measured"])).all(), claim
     assert (tmp_path / "run" / "figure.png").stat().st_size > 10_000
+
+
+def test_the_language_model_by_its_closed_form():
+    """Claims on exact tilts of a policy that does not give all alike; and what a step would see."""
+    arm = importlib.import_module("mode_collapse_language_model")
+    measures = importlib.import_module("mode_collapse_measures")
+    start = jnp.log(jnp.array([[0.4, 0.3, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.2, 0.2]]))
+    liked, rewards = jnp.array([True, False, True, False]), jnp.array([1, 0.95, 1, 0.95, 0.0])
+    rewards = jnp.broadcast_to(rewards, start.shape)
+    tilts = [rj.worlds.tilt(start, rewards, beta=0.05 * times) for times in (0.001, 2, 4)]
+    rows = [measures.of_modes(log_probs[:, :4], liked) for log_probs in (start, *tilts)]
+    found = {name: np.array([[row[name].mean() for row in rows]] * 3) for name in rows[0]}
+    np.testing.assert_allclose(np.diff(found["log ratio"][0, [0, 2]]), 0.5, rtol=1e-5)
+    assert found["good"][0, 2] > 0.999
+    for name in ("ECE", *measures.TEXT):
+        sign = -1 if name in ("distinct-2", "EAD") else 1
+        found[name] = 0.5 + sign * np.array([[0, 0.3, 0, 0]] * 3)
+    found |= {"tilt modes": found["modes"][:, 2:], "tilt ECE": found["ECE"][:, 2:]}
+    claims = arm.judge(found)
+    assert {claim.verdict for claim in claims[1:]} == {"PASS"}
+    assert claims[1].measured.estimate == 1
+    np.testing.assert_allclose([c.measured.estimate for c in claims[2:4]], 1, rtol=1e-5)
+
+    # The answer is the next token behind the question that its number names.
+    hidden, unembedding = jax.random.normal(jax.random.key(0), (2, 3, 4)), jnp.eye(4, 5)
+    log_probs_fn, sample_fn, trunk_fn = arm.next_answer(
+        lambda params, hidden, mask: rj.types.FactoredLogits(hidden, params), hidden
+    )
+    prompts = rj.types.Prompts(np.array([[1, 1], [0, 0]]), np.ones((2, 2), bool))
+    drawn = sample_fn(unembedding, prompts, jax.random.split(jax.random.key(1), 6))
+    assert drawn.tokens[:, 0].tolist() == [1, 1, 1, 0, 0, 0]
+    read = trunk_fn(unembedding, drawn.tokens, drawn.mask)
+    logits = rj.types.FactoredLogits(read, unembedding)
+    again = rj.sequences.token_log_probs(logits, drawn.tokens)
+    np.testing.assert_allclose(drawn.log_probs[:, 2], again[:, 2], rtol=1e-5)
+    known = log_probs_fn(unembedding, jnp.array([1, 1, 1, 0, 0, 0]))
+    np.testing.assert_allclose(again[:, 2], known[np.arange(6), drawn.tokens[:, 2]], rtol=1e-5)
+
+
+def test_a_language_model_that_cannot_be_had_is_said_to_be_left_out(monkeypatch):
+    arm = importlib.import_module("mode_collapse_language_model")
+    assert arm.attempt(None, True) == ({}, "SmolLM2-135M: not with --fast")
+
+    def missing(keys):
+        raise ImportError("install rlhf_jax[pretrained]")
+
+    monkeypatch.setattr(arm, "measure", missing)
+    said = arm.attempt(jax.vmap(jax.random.key)(np.arange(1)), False)
+    assert said == ({}, "SmolLM2-135M: install rlhf_jax[pretrained]")
+
+
+@pytest.mark.slow
+def test_a_language_model_keeps_the_months_with_a_penalty(monkeypatch):
+    arm = importlib.import_module("mode_collapse_language_model")
+    monkeypatch.setattr(arm, "STEPS", 20)
+    found, reason = arm.attempt(jax.vmap(jax.random.key)(np.array([77])), False)
+    if reason:
+        pytest.skip(reason)
+    first, none, twice, _ = found["modes"][0]
+    assert 9 < first < 12 and none < 0.6 * first and twice > 0.85 * found["tilt modes"][0, 0]
+    assert all(np.isfinite(rows).all() for rows in found.values())

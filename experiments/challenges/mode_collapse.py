@@ -12,19 +12,21 @@ https://arxiv.org/abs/2310.06452.)
 
 import jax
 import jax.numpy as jnp
+import mode_collapse_language_model as language_model
 import numpy as np
 import optax
-from protocol import Challenge, at_least, at_most, interval, main, near, nothing
+from mode_collapse_measures import DELTA, QUESTIONS, calibration, claims, of_modes, of_text
+from protocol import Challenge, band, main
 
 import rlhf_jax as rj
 
-MODES, ANSWERS, DELTA = 8, 32, 0.05
+MODES, ANSWERS = 8, 32
 TIMES = np.array([0.0, 0.5, 1.0, 2.0, 4.0])  # beta in units of delta
+TICKS = np.arange(len(TIMES))
 GOOD, LIKED = np.arange(ANSWERS) < MODES, np.arange(ANSWERS) < MODES // 2
 SAMPLES, RATE = 64, 0.1
-WORDS, LENGTH, CHANGED, TEXTS, QUESTIONS = 64, 8, 0.3, 32, 4096
+WORDS, LENGTH, CHANGED, TEXTS = 64, 8, 0.3, 32
 WORLD = rj.worlds.bandit(jnp.where(LIKED, 1.0, jnp.where(GOOD, 1 - DELTA, 0.0)))
-TEXT = ("distinct-2", "EAD", "self-BLEU")
 
 
 def trained(key: jax.Array, beta: jax.Array, steps: int) -> jax.Array:
@@ -46,26 +48,18 @@ def judged(key: jax.Array, policy: jax.Array) -> dict[str, jax.Array]:
     """How varied a policy is, and how sure against how right."""
     keys = jax.random.split(key, 5)
     given = jax.random.categorical(keys[0], policy, shape=(QUESTIONS,))
-    right = given == jax.random.randint(keys[1], given.shape, 0, MODES)
     # What is said of an answer is the same each time but for some words.
     phrases = jax.random.randint(keys[2], (ANSWERS, LENGTH), 0, WORDS)[given[:TEXTS]]
     other = jax.random.bernoulli(keys[3], CHANGED, phrases.shape)
     texts = jnp.where(other, jax.random.randint(keys[4], phrases.shape, 0, WORDS), phrases)
-    everywhere = jnp.ones(texts.shape, bool)
-    good, liked = policy[GOOD], LIKED[GOOD]
-    return {
-        "modes": rj.measures.effective_modes(good) / MODES,
-        "good": jnp.exp(good).sum(),
-        "log ratio": jax.nn.logsumexp(good, where=liked) - jax.nn.logsumexp(good, where=~liked),
-        "ECE": rj.measures.expected_calibration_error(jnp.exp(policy[given]), 1.0 * right),
-        "distinct-2": rj.measures.distinct_n(texts, everywhere, 2),
-        "EAD": rj.measures.expectation_adjusted_distinct(texts, everywhere, 2, vocab_size=WORDS),
-        "self-BLEU": rj.measures.self_bleu(texts, everywhere),
-    }
+    found = of_modes(policy[GOOD], LIKED[GOOD])
+    found["modes"] /= MODES
+    found["ECE"] = calibration(keys[1], policy, given, jnp.arange(MODES))
+    return found | of_text(texts, jnp.ones(texts.shape, bool), WORDS)
 
 
-def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
-    """Each ``[seeds, 1 + betas]``, of the initial policy first."""
+def measure(keys: jax.Array, fast: bool) -> dict:
+    """Of each testbed ``[seeds, 1 + betas]``, of the initial policy first."""
     steps = 500 if fast else 1500
 
     def seed(key: jax.Array) -> dict[str, jax.Array]:
@@ -74,59 +68,49 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
         policies = jnp.concatenate([jax.nn.log_softmax(WORLD.reference)[None], policies])
         return jax.lax.map(lambda policy: judged(run[1], policy), policies)
 
-    return jax.jit(lambda keys: jax.vmap(seed)(keys))(keys)
+    found = {"bandit": jax.jit(lambda keys: jax.vmap(seed)(keys))(keys)}
+    found["language model"], found["left out"] = language_model.attempt(keys, fast)
+    return found
 
 
-def judge(found: dict[str, np.ndarray]) -> list:
-    """What must come out."""
-    first, none, *_, twice, four = (
-        {name: rows[:, i] for name, rows in found.items()} for i in range(1 + len(TIMES))
-    )
-    least = np.minimum(twice["modes"], four["modes"])
-    claims = [
-        at_most("beta 0: effective modes <= .5 of all", interval(none["modes"]), 0.5, null=1),
-        at_least("beta >= 2 delta: >= .9 (the least)", interval(least), 0.9, null=0.5),
-    ]
-    for times, arm in ((2, twice), (4, four)):
-        text = f"beta {times} delta: log ratio of liked to others is delta / beta (x 1 +- .05)"
-        claims.append(near(text, interval(times * arm["log ratio"]), 1, 0.05, null=0))
-    claims += [
-        at_least("beta 0: calibration error rises", interval(none["ECE"] - first["ECE"]), 0),
-        nothing(
-            "beta 2 delta: it does not (+- .05)",
-            interval(twice["ECE"] - first["ECE"]),
-            tolerance=0.05,
-        ),
-    ]
-    for name, sign in zip(TEXT, (1, 1, -1), strict=True):
-        text = f"{name} is {'lower' if sign > 0 else 'higher'} at beta 0 than at 2 delta, by"
-        claims.append(at_least(text, interval(sign * (twice[name] - none[name])), 0))
-    return claims
+def judge(found: dict[str, dict[str, np.ndarray]]) -> list:
+    """What must come out of the bandit, and of the language model if it was run."""
+    names = ("first", *(f"{times:g}" for times in TIMES))
+    arms = {
+        name: {what: rows[:, i] for what, rows in found["bandit"].items()}
+        for i, name in enumerate(names)
+    }
+    asked = claims(arms, of="all", ece=arms["first"]["ECE"])
+    model = found["language model"]
+    return asked + (language_model.judge(model) if model else [])
 
 
-def plot(axes, found: dict[str, np.ndarray]) -> None:
+def plot(axes, found: dict[str, dict[str, np.ndarray]]) -> None:
     """What is left of the modes, and what that does to text and calibration, by the penalty."""
     left, right = axes
     blue, orange, green, pink, *_, grey = rj.report.COLOURS
-    ticks = np.arange(len(TIMES))
+    bandit, model = found["bandit"], found["language model"]
 
     def draw(axis, name: str, label: str, colour: str) -> None:
-        rows = found[name][:, 1:]
-        low, high = np.quantile(rows, [0.1, 0.9], axis=0)
-        axis.plot(ticks, rows.mean(axis=0), "o-", color=colour, label=label)
-        axis.fill_between(ticks, low, high, color=colour, alpha=0.15, lw=0)
+        band(axis, TICKS, bandit[name][:, 1:], label=label, color=colour)
+        if model:
+            rows = model[name] / (model[name][:, :1] if name == "modes" else 1)
+            where = np.interp(language_model.TIMES, TIMES, TICKS)
+            band(axis, where, rows[:, 1:], "s--", color=colour, mfc="w")
 
     betas = DELTA * np.maximum(TIMES, 0.01)[:, None]
     exact = rj.worlds.tilt(*np.broadcast_arrays(0.0, WORLD.utilities, betas)[:2], beta=betas)
     exact = rj.measures.effective_modes(exact[:, GOOD]) / MODES
     draw(left, "modes", "effective modes, share of all", blue)
-    left.plot(ticks, exact, "x:", color=grey, label="of the exact tilt")
+    left.plot(TICKS, exact, "x:", color=grey, label="of the exact tilt")
     for name, colour in zip(("ECE", "EAD", "self-BLEU"), (orange, green, pink), strict=True):
         draw(right, name, {"ECE": "calibration error"}.get(name, name), colour)
+    if model:
+        left.plot([], [], "s--", color=blue, mfc="w", label="SmolLM2-135M, share of its initial")
+        right.plot([], [], "s--", color=grey, mfc="w", label="SmolLM2-135M")
     for axis in axes:
-        axis.set_xticks(ticks, [f"{times:g}" for times in TIMES])
+        axis.set_xticks(TICKS, [f"{times:g}" for times in TIMES])
         axis.set(xlabel="KL penalty beta, in units of delta", ylim=(0, 1.05))
-        axis.legend(frameon=False, fontsize=8)
     left.set(title=f"{MODES} nearly tied answers")
     right.set(title="calibration and diversity of text")
 
@@ -139,6 +123,7 @@ CHALLENGE = Challenge(
     measure=measure,
     judge=judge,
     plot=plot,
+    left_out=lambda found: str(found["left out"]),
     fast_seeds=4,
 )
 

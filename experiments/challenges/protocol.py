@@ -53,6 +53,7 @@ class Challenge:
         judge: ``found -> claims``.
         plot: ``(two axes, found)`` draws the figure that a lecturer would show; axes with
             labels get their legends.
+        left_out: ``found -> what was not run, and why``; nothing if all was.
     """
 
     slug: str
@@ -64,6 +65,7 @@ class Challenge:
     plot: Callable[[Any, Found], None]
     seeds: int = 20
     fast_seeds: int = 8
+    left_out: Callable[[Found], str] = lambda _: ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +181,7 @@ def run(challenge: Challenge, config: Config) -> dict[str, Any]:
         "claim": challenge.claim,
         "verdict": overall(claims),
         "claims": [claim._asdict() for claim in claims],
+        "left_out": challenge.left_out(found),
         "seeds": count,
         "first_seed": config.first_seed,
         "fast": config.fast,
@@ -198,7 +201,8 @@ def numbers(claim: dict[str, Any]) -> Interval:
 def table(result: dict[str, Any]) -> Table:
     """The claims of a result, for the terminal."""
     title = f"{result['section']} {result['slug']}: {result['verdict']}"
-    shown = Table("claim", "measured", "verdict", title=title, caption=result["claim"])
+    caption = result["claim"] + (f"\nLeft out: {out}" if (out := result["left_out"]) else "")
+    shown = Table("claim", "measured", "verdict", title=title, caption=caption)
     for claim in result["claims"]:
         words = "{:.3g} [{:.3g}, {:.3g}]".format(*numbers(claim))
         shown.add_row(claim["text"], words, claim["verdict"])
