@@ -159,8 +159,9 @@ def test_each_runs(slug, tmp_path):
     assert (tmp_path / "run" / "figure.png").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_language_model_by_its_closed_form():
-    """Claims on exact tilts of a policy that does not give all alike; and what a step would see."""
+    """Claims on exact tilts of a policy that does not give all alike."""
     arm = importlib.import_module("mode_collapse_language_model")
     measures = importlib.import_module("mode_collapse_measures")
     start = jnp.log(jnp.array([[0.4, 0.3, 0.1, 0.1, 0.1], [0.1, 0.2, 0.3, 0.2, 0.2]]))
@@ -180,7 +181,9 @@ def test_the_language_model_by_its_closed_form():
     assert claims[1].measured.estimate == 1
     np.testing.assert_allclose([c.measured.estimate for c in claims[2:4]], 1, rtol=1e-5)
 
-    # The answer is the next token behind the question that its number names.
+
+def test_the_answer_is_the_next_token_behind_the_question_that_its_number_names():
+    arm = importlib.import_module("mode_collapse_language_model")
     hidden, unembedding = jax.random.normal(jax.random.key(0), (2, 3, 4)), jnp.eye(4, 5)
     log_probs_fn, sample_fn, trunk_fn = arm.next_answer(
         lambda params, hidden, mask: rj.types.FactoredLogits(hidden, params), hidden
