@@ -186,10 +186,10 @@ def test_a_refusal_is_read():
     assert limit == refusal.limit
     assert found == parts | {"temporaries": pytest.approx(29.6 * 2**30)}
     refusal = compiling.exhausted(REFUSED_AT_ONCE)
-    assert refusal.temporaries == pytest.approx(22.15 * 2**30)
+    assert refusal.together == pytest.approx(22.15 * 2**30)  # the state too, whatever it says
     found, limit = plans._read(parts, refusal, 32.0)
     assert limit == 15.75 * 2**30
-    assert found == parts | {"temporaries": pytest.approx(21.15 * 2**30)}
+    assert found == parts | {"temporaries": pytest.approx(5.15 * 2**30)}
     assert compiling.exhausted("INTERNAL: something else") is None
     assert compiling.exhausted("RESOURCE_EXHAUSTED: of another kind") is None
 
@@ -403,4 +403,7 @@ def test_a_tpu_compilers_refusal_is_a_plan():
     )
     assert not found.fits
     assert found.limit == 15.75 * 2**30
-    assert found.parts["temporaries"] > found.limit
+    # The estimate was 23.0 GiB, and the compiler says 22.2 of this batch.
+    estimate = sum(memory.arithmetic(found.workload, found.mesh).values())
+    assert found.total == pytest.approx(estimate, rel=0.1)
+    assert 0 < found.parts["temporaries"] < found.limit
