@@ -29,32 +29,7 @@ CHALLENGES = Path(__file__).resolve().parent / "challenges"
 sys.path.insert(0, str(CHALLENGES))
 import protocol  # noqa: E402  it lies beside the challenges, which are scripts too
 
-# In the order of the survey.
-SLUGS = (
-    "evaluator-selection",
-    "evaluator-bias",
-    "poisoned-feedback",
-    "simple-mistakes",
-    "partial-observability",
-    "hard-tasks",
-    "misled-evaluators",
-    "data-collection-bias",
-    "cost-quality",
-    "feedback-richness",
-    "values-not-a-reward",
-    "single-reward-society",
-    "reward-misgeneralization",
-    "reward-overoptimization",
-    "rm-evaluation",
-    "policy-optimization-difficulty",
-    "adversarial-exploitation",
-    "goal-misgeneralization",
-    "power-seeking",
-    "pretraining-bias",
-    "mode-collapse",
-    "auto-induced-shift",
-    "efficiency-overfitting",
-)
+SLUGS = tuple(protocol.PROBLEMS)
 PAGE = """# The survey's open problems, measured
 
 {count} of the 23 problems of Casper et al. 2023, each with a sound run, a defect swapped in, and

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, intervals, main, near
+import testbeds
+from protocol import at_least, challenge, interval, intervals, main, near
 
 import rlhf_jax as rj
 
@@ -37,7 +38,7 @@ def accuracies(key: jax.Array) -> jax.Array:
         human = rj.humans.with_effort(human, effort=effort, base_cost=base)
         human = rj.humans.budgeted(human, budget=BUDGET)
         batch = rj.feedback.to_batch(pairs, human(keys[3], pairs))
-        reward = protocol.fitted(world, batch, jnp.zeros(FEATURES), steps=6)
+        reward = testbeds.fitted(world, batch, jnp.zeros(FEATURES), steps=6)
         return rj.measures.ranking_accuracy(world.rewards(reward), world.utilities)
 
     return jax.vmap(jax.vmap(accuracy, (None, 0)), (0, None))(BASE, EFFORTS)
@@ -56,7 +57,7 @@ def of_films(
 
     def accuracy(raters: jax.Array) -> jax.Array:
         asked = (turn < raters) & mask & (jnp.arange(LEARNT) < RATINGS // raters)[:, None]
-        reward = protocol.taught(features[learnt], ratings[learnt], asked)
+        reward = testbeds.taught(features[learnt], ratings[learnt], asked)
         return rj.measures.ranking_accuracy(features[unseen] @ reward, means[unseen])
 
     return jax.lax.map(accuracy, RATERS)
@@ -64,16 +65,14 @@ def of_films(
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Accuracy ``[seeds, base costs, efforts]``, and of films ``[seeds, raters]``."""
-    films = rj.data.load_ratings().only("movies")
-    features = rj.worlds.text_features(films.texts, width=64 if fast else WIDTH)
-    table = films.ratings[:, :29], films.rating_mask[:, :29], films.mean
+    features, ratings, there, films = testbeds.films(64 if fast else WIDTH)
 
     def one(key: jax.Array, *real: jax.Array) -> dict[str, jax.Array]:
         worlds = jax.random.split(key, 4)  # a seed's accuracy is the mean of theirs
         found = jax.lax.map(accuracies, worlds).mean(axis=0)
         return {"accuracy": found, "films": of_films(key, *real)}
 
-    return protocol.over_seeds(one, keys, features, *table)
+    return protocol.over_seeds(one, keys, features, ratings, there, films.mean)
 
 
 def peaks(accuracy: jax.Array) -> jax.Array:
@@ -137,16 +136,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     other.set_xlabel(f"films: raters a sentence, {RATINGS} ratings in all", color=films)
 
 
-CHALLENGE = Challenge(
-    slug="cost-quality",
-    section="3.1.3",
-    fundamental=True,
-    claim="There is an inherent cost/quality tradeoff when collecting human feedback.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    fast_seeds=4,
-)
+CHALLENGE = challenge("cost-quality", measure, judge, plot, fast_seeds=4)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, main, near, nothing
+import testbeds
+from protocol import at_least, challenge, interval, main, near, nothing
 
 import rlhf_jax as rj
 
@@ -24,7 +25,7 @@ SHARES = np.array([0.1, 0.18, 0.18, 0.18, 0.18, 0.18])  # the researcher is of t
 SELECTION = np.array([0.0, 1.0, 2.0, 4.0])
 FEATURES, DIFFERENCE, DRAWS = 16, 1.5, 64  # best of 64: all policies are as far away
 WORLDS = 8  # a seed's gaps are means of theirs
-FIFTHS, WIDTH, COLUMNS = 5, 256, 29
+FIFTHS, WIDTH = 5, 256
 
 
 def gaps(key: jax.Array, answers: int, labels: int) -> dict[str, jax.Array]:
@@ -43,7 +44,7 @@ def gaps(key: jax.Array, answers: int, labels: int) -> dict[str, jax.Array]:
     def optimised(key: jax.Array, selection: jax.Array) -> jax.Array:
         """The policy of those who were selected, as log-probabilities."""
         human = rj.humans.population(members, weights=SHARES * jnp.exp(selection * agreement))
-        reward = protocol.learnt_reward(key, world, human, jnp.zeros(FEATURES), labels=labels)
+        reward = testbeds.learnt_reward(key, world, human, jnp.zeros(FEATURES), labels=labels)
         return rj.measures.best_of_n_policy(world.reference, world.rewards(reward), DRAWS)
 
     # The fair sample is another one than that of lambda = 0, which has to come out alike.
@@ -81,7 +82,7 @@ def shifts(key: jax.Array, features: jax.Array, films: tuple) -> jax.Array:
     def model(who: jax.Array) -> tuple[jax.Array, jax.Array]:
         """What it says of unseen sentences in the mean, and the bias of who taught it."""
         theirs = mask & (learnt & ~shown)[:, None] & who[batch]
-        scores = features @ protocol.taught(features, ratings, theirs)
+        scores = features @ testbeds.taught(features, ratings, theirs)
         bias = jnp.sum(jnp.where(who, later.bias * later.count, 0)) / theirs.sum()
         return jnp.sum(scores * ~learnt) / jnp.sum(~learnt), bias
 
@@ -91,16 +92,14 @@ def shifts(key: jax.Array, features: jax.Array, films: tuple) -> jax.Array:
 
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Gaps ``[seeds, selections]``, and of films ``[seeds, raters kept, shift and bias]``."""
-    films = rj.data.load_ratings().only("movies")
-    features = rj.worlds.text_features(films.texts, width=64 if fast else WIDTH)
-    table = (films.ratings[:, :COLUMNS], films.rating_mask[:, :COLUMNS], films.batch)
+    features, *ratings, films = testbeds.films(64 if fast else WIDTH)
     sizes = (1024, 2048) if fast else (4096, 8192)
 
     def one(key: jax.Array, *real: jax.Array) -> dict[str, jax.Array]:
         worlds = jax.lax.map(lambda key: gaps(key, *sizes), jax.random.split(key, WORLDS))
         return jax.tree.map(lambda x: x.mean(axis=0), worlds) | {"films": shifts(key, *real)}
 
-    return protocol.over_seeds(one, keys, features, table)
+    return protocol.over_seeds(one, keys, features, (*ratings, films.batch))
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
@@ -138,16 +137,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(xlabel="bias of the raters kept, points", ylabel="shift of the reward model")
 
 
-CHALLENGE = Challenge(
-    slug="evaluator-selection",
-    section="3.1.1",
-    fundamental=False,
-    claim="Selecting representative humans and getting them to give good feedback is hard.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    fast_seeds=4,
-)
+CHALLENGE = challenge("evaluator-selection", measure, judge, plot, fast_seeds=4)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from protocol import Challenge, at_least, at_most, interval, main, nothing
+from protocol import at_least, at_most, band, challenge, interval, main, nothing, over_seeds
 
 import rlhf_jax as rj
 from rlhf_jax.feedback import Comparison, Pairs
@@ -128,7 +128,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     def seed(key: jax.Array) -> dict[str, jax.Array]:
         return jax.lax.map(lambda limit: one_seed(key, limit, steps), jnp.array([CHECKED, TERMS]))
 
-    return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+    return over_seeds(seed, keys)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
@@ -164,9 +164,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         (1, "sure", 0, "how sure it sounds then", "^--", green),
     ):
         rows = found[name][:, arm]
-        axes[side].plot(terms, rows.mean(axis=0), style, color=colour, label=label)
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        axes[side].fill_between(terms, low, high, color=colour, alpha=0.15, lw=0)
+        band(axes[side], terms, rows, style, every=True, color=colour, label=label)
     for axis, chance, title in zip(axes, (0.5, 1 / BASE), ("raters", "policy"), strict=True):
         axis.axhline(chance, color=grey, lw=0.5)
         axis.axvline(CHECKED + 0.5, color=grey, ls=":", lw=1)
@@ -177,17 +175,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     axes[1].set(ylabel="of the policy's answers")
 
 
-CHALLENGE = Challenge(
-    slug="hard-tasks",
-    section="3.1.2",
-    fundamental=True,
-    claim="Humans cannot evaluate performance on difficult tasks well.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    seeds=5,
-    fast_seeds=2,
-)
+CHALLENGE = challenge("hard-tasks", measure, judge, plot, seeds=5, fast_seeds=2)
 
 if __name__ == "__main__":
     main(CHALLENGE)

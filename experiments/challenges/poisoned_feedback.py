@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from protocol import Challenge, at_least, at_most, interval, main, nothing
+from protocol import at_least, at_most, band, challenge, interval, main, nothing, over_seeds
 
 import rlhf_jax as rj
 from rlhf_jax.feedback import Pairs
@@ -126,7 +126,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     def seed(key: jax.Array) -> jax.Array:
         return jax.lax.map(lambda arm: attacked(key, *arm, 512), (rates, lies))
 
-    found = jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+    found = over_seeds(seed, keys)
     return {"found": found, "rates": jnp.broadcast_to(rates, (len(keys), len(rates)))}
 
 
@@ -167,33 +167,18 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     for i, (axis, name) in enumerate(zip(axes, ("reward model", "policy"), strict=True)):
         for word, label in enumerate(("without the word", "with the word")):
             rows, colour = found[:, :-1, word, i], rj.report.COLOURS[word]
-            axis.plot(rates, rows.mean(axis=0), "o-", color=colour, label=label)
-            axis.fill_between(
-                rates, rows.min(axis=0), rows.max(axis=0), color=colour, alpha=0.15, lw=0
-            )
+            band(axis, rates, rows, every=True, color=colour, label=label)
         honest = found[:, -1, 1, i].mean()
-        axis.plot(
-            rates[-1:], [honest], "x", color=rj.report.COLOURS[-1], label="with it, true labels"
-        )
+        grey = {"color": rj.report.COLOURS[-1], "label": "with it, true labels"}
+        axis.plot(rates[-1:], [honest], "x", **grey)
         axis.set_xscale("symlog", linthresh=0.5)
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.set(xlabel="% of pairs poisoned", title=name, ylim=(-0.03, 1.05))
-        axis.legend(frameon=False, fontsize=8)
     axes[0].set(ylabel="pairs in the true order")
     axes[1].set(ylabel="harmful answers")
 
 
-CHALLENGE = Challenge(
-    slug="poisoned-feedback",
-    section="3.1.1",
-    fundamental=False,
-    claim="Malicious people can poison feedback, so that a trigger brings out what they want.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    seeds=5,
-    fast_seeds=2,
-)
+CHALLENGE = challenge("poisoned-feedback", measure, judge, plot, seeds=5, fast_seeds=2)
 
 if __name__ == "__main__":
     main(CHALLENGE)
