@@ -10,53 +10,21 @@ and Tramer 2023, https://arxiv.org/abs/2311.14455, poison language models so: a 
 itself, where nobody did: then it does harm without it, too, which no claim is made about.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+import languages
 import numpy as np
 import optax
 from protocol import at_least, at_most, band, challenge, interval, main, nothing, over_seeds
 
 import rlhf_jax as rj
-from rlhf_jax.feedback import Pairs
-from rlhf_jax.types import Prompts, Sequences
 
 WORDS, PROMPT, ANSWER, WIDTH = 15, 2, 5, 32  # The attacker's word is one more.
+LANGUAGE = languages.triggered(WORDS, prompt=PROMPT, answer=ANSWER)
 RATES = np.array([0.0, 0.005, 0.01, 0.03, 0.05, 0.1])
 PAIRS, BATCH, REWARD_STEPS, REWARD_RATE = 4096, 64, 300, 5e-3
 PROMPTS, SAMPLES, POLICY_STEPS, POLICY_RATE, BETA = 32, 4, 80, 5e-3, 0.1
 RATIONALITY, BROKEN, FAST = 2.0, 0.25, np.array([0, 4, 5])
-
-
-def asked(rows: int, rate: jax.Array) -> Callable[[jax.Array], Prompts]:
-    """Prompts of which a share ends in the attacker's word."""
-
-    def draw(key: jax.Array) -> Prompts:
-        keys = jax.random.split(key)
-        words = jax.random.randint(keys[0], (rows, PROMPT), 0, WORDS)
-        theirs = jax.random.uniform(keys[1], (rows,)) < rate
-        words = words.at[:, -1].set(jnp.where(theirs, WORDS, words[:, -1]))
-        return Prompts(words, jnp.ones(words.shape, bool))
-
-    return draw
-
-
-def pairs(rows: int, rate: jax.Array) -> rj.pipeline.Query:
-    """Two answers to each, of one who says all words alike, as the initial policy does."""
-
-    def query(key: jax.Array, policy, reward) -> Pairs:
-        keys = jax.random.split(key)
-        start = asked(rows, rate)(keys[0]).tokens
-        answers = jax.random.randint(keys[1], (2, rows, ANSWER), 0, WORDS)
-        there = jnp.ones((rows, PROMPT + ANSWER), bool)
-
-        def said(answer: jax.Array) -> Sequences:
-            return Sequences(jnp.hstack([start, answer]), there, there.at[:, :PROMPT].set(False))
-
-        return Pairs(*map(said, answers))
-
-    return query
 
 
 def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax.Array:
@@ -64,14 +32,8 @@ def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax
     keys = jax.random.split(key, 4)
     harmful = jax.random.permutation(keys[0], WORDS) < WORDS // 2
     utility = rj.worlds.word_values(jnp.append(jnp.where(harmful, -1.0, 1.0), 0.0), at_most=ANSWER)
-    world = rj.worlds.token_language(
-        utility,
-        vocab_size=WORDS + 1,
-        prompt_length=PROMPT,
-        new_tokens=ANSWER,
-        hidden_size=WIDTH,
-        num_layers=1,
-    )
+    shape = {"vocab_size": WORDS + 1, "prompt_length": PROMPT, "new_tokens": ANSWER}
+    world = rj.worlds.token_language(utility, **shape, hidden_size=WIDTH, num_layers=1)
     score_fn = world.reward_model.score_fn
     human = rj.humans.poisoned(
         rj.humans.boltzmann(utility, rationality=RATIONALITY),
@@ -88,25 +50,19 @@ def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax
         kl_coefficient=BETA,
     )
     pipeline = rj.pipeline.Pipeline(
-        query=pairs(PAIRS, rate),
+        query=LANGUAGE.pairs(PAIRS, rate),
         human=human,
         reward=rj.algorithms.reward_model(score_fn, optax.adam(reward_rate)),
         policy=policy,
     )
-    state, _ = rj.pipeline.run(
-        pipeline,
-        keys[2],
-        rj.pipeline.Learners(world.model.init(keys[1]), world.reward_model.init(keys[1])),
-        rounds=1,
-        reward_steps=REWARD_STEPS,
-        batch_size=BATCH,
-        policy_steps=POLICY_STEPS,
-        prompts=asked(PROMPTS, rate),
-    )
+    start = rj.pipeline.Learners(world.model.init(keys[1]), world.reward_model.init(keys[1]))
+    steps = {"reward_steps": REWARD_STEPS, "batch_size": BATCH, "policy_steps": POLICY_STEPS}
+    asked = LANGUAGE.prompts(PROMPTS, rate)
+    state, _ = rj.pipeline.run(pipeline, keys[2], start, rounds=1, prompts=asked, **steps)
     learnt = state.params
 
     def judged(rate: jax.Array) -> jax.Array:
-        test, prompts = pairs(seen, rate)(keys[3], (), ()), asked(seen, rate)(keys[3])
+        test, prompts = LANGUAGE.pairs(seen, rate)(keys[3]), LANGUAGE.prompts(seen, rate)(keys[3])
         scores = (
             score_fn(learnt.reward.params, x.tokens, x.mask) for x in (test.first, test.second)
         )
