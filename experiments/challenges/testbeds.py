@@ -28,16 +28,6 @@ def random_features(keys: jax.Array, answers: jax.Array, width: int, *models: in
     return jax.nn.relu(answers @ directions + jax.random.normal(keys[1], (*models, 1, width)))
 
 
-def films(width: int) -> tuple[jax.Array, jax.Array, jax.Array, rj.data.Ratings]:
-    """Sentences of film reviews: features, ratings ``[texts, 29]``, which there are; and the rest.
-
-    No more than 29 rated one.
-    """
-    found = rj.data.load_ratings().only("movies")
-    features = rj.worlds.text_features(found.texts, width=width)
-    return features, found.ratings[:, :29], found.rating_mask[:, :29], found
-
-
 def fitted(
     world: rj.worlds.Bandit,
     batch: rj.types.Preferences,
@@ -67,13 +57,6 @@ def learnt_reward(
     pairs = world.pairs(labels)(keys[0], world.reference, start)
     batch = rj.feedback.to_batch(pairs, human(keys[1], pairs))
     return fitted(world, batch, start, l2=l2, steps=steps)
-
-
-def taught(features: jax.Array, ratings: jax.Array, asked: jax.Array) -> jax.Array:
-    """A linear reward model of what those asked say of each text, ``[texts, raters]``."""
-    count = asked.sum(axis=1)
-    said = jnp.sum(ratings * asked, axis=1) / jnp.maximum(count, 1)
-    return rj.worlds.ridge(features, said, weight=count, l2=10.0)
 
 
 def rounds(
