@@ -148,8 +148,9 @@ def test_greedy_search_changes_what_is_free_and_begins_anew():
         settings = {"rounds": 4, "among": 3, "tried": 3} | settings
         return greedy_coordinate_search(jax.random.key(1), start, objective, gains, **settings)
 
-    tokens, values = search(free=jnp.array([True, False]))
-    assert tokens.tolist() == 4 * [[1, 0]] and values.tolist() == 4 * [5]
+    # Among more swaps than there are free ones: those of the other place are not made.
+    tokens, values = search(free=jnp.array([True, False]), among=6, tried=6)
+    assert tokens.tolist() == 4 * [[1, 0]] and values[-1] == 5
     tokens, values = search(afresh=2)
     assert values[1] == 8  # the best that there is, in as many rounds as places
     # Anew, it knows nothing of that: what is there is from the new beginning on.

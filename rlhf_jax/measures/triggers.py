@@ -215,11 +215,11 @@ def greedy_coordinate_search(
             drawn = jax.random.randint(anew, tokens.shape, 0, words)
             tokens = jnp.where(fresh & free, drawn, tokens)
             best = jnp.where(fresh, -jnp.inf, best)
-            promised = jnp.where(free[:, None], gains(tokens), -jnp.inf)
+        promised = jnp.where(free[:, None], gains(tokens), -jnp.inf)
         likely = jax.lax.top_k(promised.ravel(), among)[1]
         swaps = jax.random.choice(use, likely, (tried,), replace=False)
         tries = jax.vmap(lambda swap: tokens.at[swap // words].set(swap % words))(swaps)
-        found = jax.vmap(objective)(tries)
+        found = jnp.where(free[swaps // words], jax.vmap(objective)(tries), -jnp.inf)
         at = jnp.argmax(found)
         tokens = jnp.where(found[at] > best, tries[at], tokens)
         best = jnp.maximum(best, found[at])
