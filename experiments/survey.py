@@ -118,7 +118,7 @@ def each(names: Sequence[str], config: Config) -> Iterator[tuple[str, Callable[[
     if config.jobs == 1:
         yield from ((slug, partial(one, slug, config)) for slug in names)
         return
-    # Spawned, for jax has threads, which a fork would lose; Ctrl-C ends them at once.
+    # Spawned, for jax has threads, which a fork would lose.
     pool = ProcessPoolExecutor(
         config.jobs,
         mp_context=multiprocessing.get_context("spawn"),
@@ -128,6 +128,10 @@ def each(names: Sequence[str], config: Config) -> Iterator[tuple[str, Callable[[
     try:
         slugs = {pool.submit(one, slug, config): slug for slug in names}
         yield from ((slugs[done], done.result) for done in as_completed(slugs))
+    except BaseException:  # Ctrl-C may be told to this process alone; those at work would go on.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
