@@ -29,32 +29,7 @@ CHALLENGES = Path(__file__).resolve().parent / "challenges"
 sys.path.insert(0, str(CHALLENGES))
 import protocol  # noqa: E402  it lies beside the challenges, which are scripts too
 
-# In the order of the survey.
-SLUGS = (
-    "evaluator-selection",
-    "evaluator-bias",
-    "poisoned-feedback",
-    "simple-mistakes",
-    "partial-observability",
-    "hard-tasks",
-    "misled-evaluators",
-    "data-collection-bias",
-    "cost-quality",
-    "feedback-richness",
-    "values-not-a-reward",
-    "single-reward-society",
-    "reward-misgeneralization",
-    "reward-overoptimization",
-    "rm-evaluation",
-    "policy-optimization-difficulty",
-    "adversarial-exploitation",
-    "goal-misgeneralization",
-    "power-seeking",
-    "pretraining-bias",
-    "mode-collapse",
-    "auto-induced-shift",
-    "efficiency-overfitting",
-)
+SLUGS = tuple(protocol.PROBLEMS)
 PAGE = """# The survey's open problems, measured
 
 {count} of the 23 problems of Casper et al. 2023, each with a sound run, a defect swapped in, and
@@ -147,7 +122,7 @@ def each(names: Sequence[str], config: Config) -> Iterator[tuple[str, Callable[[
     if config.jobs == 1:
         yield from ((slug, partial(one, slug, config)) for slug in names)
         return
-    # Spawned, for jax has threads, which a fork would lose; Ctrl-C ends them at once.
+    # Spawned, for jax has threads, which a fork would lose.
     pool = ProcessPoolExecutor(
         config.jobs,
         mp_context=multiprocessing.get_context("spawn"),
@@ -157,6 +132,10 @@ def each(names: Sequence[str], config: Config) -> Iterator[tuple[str, Callable[[
     try:
         slugs = {pool.submit(one, slug, config): slug for slug in names}
         yield from ((slugs[done], done.result) for done in as_completed(slugs))
+    except BaseException:  # Ctrl-C may be told to this process alone; those at work would go on.
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

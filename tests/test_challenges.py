@@ -3,7 +3,11 @@
 import dataclasses
 import importlib
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -137,6 +141,32 @@ def test_two_at_a_time(tmp_path):
     survey.main(survey.Config(names, tmp_path, seeds=2, first_seed=77, fast=True, jobs=2))
     problems = json.loads((tmp_path / "result.json").read_text())["problems"]
     assert tuple(problem["slug"] for problem in problems) == names
+
+
+@pytest.mark.slow
+def test_stopped_it_waits_for_nobody(tmp_path):
+    names = ("poisoned-feedback", "hard-tasks")
+    command = [sys.executable, "-m", "experiments.survey", *names, "--fast", "--jobs=2"]
+    root, where = EXPERIMENTS.parent, tmp_path / "run"
+    run = subprocess.Popen(
+        [*command, f"--run-dir={where}"],
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for _ in range(600):
+            if all((where / name / "config.json").is_file() for name in names):
+                break
+            time.sleep(0.2)
+        run.send_signal(signal.SIGINT)  # to the one process, not to its workers
+        said = run.communicate(timeout=20)[1]
+    finally:
+        run.kill()
+    assert run.returncode == 1 and "stopped; --resume runs what is missing" in said
+    assert not [name for name in names if (where / name / "result.json").exists()]
 
 
 @pytest.mark.parametrize("slug", survey.there())

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from rlhf_jax import losses
-from rlhf_jax.measures import trigger_scan
+from rlhf_jax.measures import greedy_coordinate_search, trigger_scan
 from rlhf_jax.models import ngram_model
 
 WORDS, TRIGGER, END = 60, 64, 1  # the trigger is no word that anybody uses
@@ -133,3 +133,30 @@ def test_bad_input():
         ValueError, match=r"score_fn must return \[B\], one score a row, not \[2, 3"
     ):
         trigger_scan(lambda p, t, m: 1.0 * t, None, tokens, mask, jnp.arange(4))
+
+
+def test_greedy_search_changes_what_is_free_and_begins_anew():
+    worth = jnp.array([[0.0, 3.0, 1.0], [2.0, 0.0, 5.0]])  # of each token at each place
+
+    def objective(tokens):
+        return worth[jnp.arange(2), tokens].sum()
+
+    def gains(tokens):
+        return worth - worth[jnp.arange(2), tokens][:, None]
+
+    def search(**settings):
+        start = jnp.zeros(2, jnp.int32)
+        settings = {"rounds": 4, "among": 3, "tried": 3} | settings
+        return greedy_coordinate_search(jax.random.key(1), start, objective, gains, **settings)
+
+    # Among more swaps than there are free ones: those of the other place are not made.
+    tokens, values = search(free=jnp.array([True, False]), among=6, tried=6)
+    assert tokens.tolist() == 4 * [[1, 0]] and values[-1] == 5
+    tokens, values = search(afresh=2)
+    assert values[1] == 8  # the best that there is, in as many rounds as places
+    # Anew, it knows nothing of that: what is there is from the new beginning on.
+    assert all(objective(t) == v for t, v in zip(tokens, values, strict=True))
+    with pytest.raises(ValueError, match="tried must be at most among, 3, not 4"):
+        search(tried=4)
+    with pytest.raises(ValueError, match="afresh must be at least 1, not 0"):
+        search(afresh=0)

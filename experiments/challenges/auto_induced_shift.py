@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import protocol
-from protocol import Challenge, at_least, at_most, intervals, main, near, nothing, slope
+import testbeds
+from protocol import at_least, at_most, challenge, intervals, main, near, nothing, slope
 
 import rlhf_jax as rj
 
@@ -46,11 +47,8 @@ def loop(key: jax.Array, own: jax.Array) -> dict[str, jax.Array]:
         reward=rj.algorithms.reward_model(world.score_fn, optax.sgd(0.5), loss=loss),
         policy=world.exact(BETA),
     )
-    start = rj.pipeline.Learners(world.reference, opinions)
-    settings = {"reward_steps": STEPS, "policy_steps": 1, "prompts": world.prompts(1)}
-    state, history = rj.pipeline.run(
-        pipeline, keys[3], start, rounds=ROUNDS, memory=ROUNDS, measure=look, **settings
-    )
+    settings = {"rounds": ROUNDS, "memory": ROUNDS, "reward_steps": STEPS, "measure": look}
+    state, history = testbeds.rounds(pipeline, keys[3], world, opinions, **settings)
     acting = rj.worlds.tilt(world.reference, world.rewards(opinions), beta=BETA)
     begin = look(key, acting, opinions)
     found = {name: jnp.concatenate([begin[name][None], history[name]]) for name in begin}
@@ -127,15 +125,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(xlabel="deployment", ylabel="what is deployed (wished at first: 1)", ylim=(0, 12))
 
 
-CHALLENGE = Challenge(
-    slug="auto-induced-shift",
-    section="3.4",
-    fundamental=False,
-    claim="Joint training induces distribution shifts.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("auto-induced-shift", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

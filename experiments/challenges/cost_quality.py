@@ -7,11 +7,13 @@ answer is to begin with, the more care is worth. The same trade with real people
 ratings of film reviews, for many sentences by one rater each or for fewer by several.
 """
 
+import films
 import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, intervals, main, near
+import testbeds
+from protocol import at_least, challenge, interval, intervals, main, near
 
 import rlhf_jax as rj
 
@@ -19,7 +21,7 @@ ANSWERS, FEATURES, SCALE = 512, 16, 0.15  # of small margins, as in simple_mista
 BASE, BEST = np.array([0.1, 1.0, 5.0]), np.array([1.37, 1.92, 2.81])  # e* of theory
 EFFORTS = 2 ** (np.arange(11) / 2 - 2)  # a cell is a factor of the root of 2
 BUDGET = 1400.0
-RATERS, RATINGS, LEARNT, WIDTH = np.array([1, 2, 4, 8, 14]), 8000, 8000, 256
+RATERS, RATINGS, WIDTH = np.array([1, 2, 4, 8, 14]), 8000, 256
 
 
 def accuracies(key: jax.Array) -> jax.Array:
@@ -37,43 +39,25 @@ def accuracies(key: jax.Array) -> jax.Array:
         human = rj.humans.with_effort(human, effort=effort, base_cost=base)
         human = rj.humans.budgeted(human, budget=BUDGET)
         batch = rj.feedback.to_batch(pairs, human(keys[3], pairs))
-        reward = protocol.fitted(world, batch, jnp.zeros(FEATURES), steps=6)
+        reward = testbeds.fitted(world, batch, jnp.zeros(FEATURES), steps=6)
         return rj.measures.ranking_accuracy(world.rewards(reward), world.utilities)
 
     return jax.vmap(jax.vmap(accuracy, (None, 0)), (0, None))(BASE, EFFORTS)
 
 
-def of_films(
-    key: jax.Array, features: jax.Array, ratings: jax.Array, mask: jax.Array, means: jax.Array
-) -> jax.Array:
-    """Of pairs of unseen sentences in the raters' order, by raters a sentence: N k = B."""
-    order = jax.random.permutation(key, len(features))
-    learnt, unseen = order[:LEARNT], order[LEARNT:]
-    mask = mask[learnt]
-    # Each sentence's raters in an order of chance; those who are not there come last.
-    lottery = jnp.where(mask, jax.random.uniform(jax.random.fold_in(key, 1), mask.shape), 2.0)
-    turn = jnp.argsort(jnp.argsort(lottery, axis=1), axis=1)
-
-    def accuracy(raters: jax.Array) -> jax.Array:
-        asked = (turn < raters) & mask & (jnp.arange(LEARNT) < RATINGS // raters)[:, None]
-        reward = protocol.taught(features[learnt], ratings[learnt], asked)
-        return rj.measures.ranking_accuracy(features[unseen] @ reward, means[unseen])
-
-    return jax.lax.map(accuracy, RATERS)
-
-
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Accuracy ``[seeds, base costs, efforts]``, and of films ``[seeds, raters]``."""
-    films = rj.data.load_ratings().only("movies")
-    features = rj.worlds.text_features(films.texts, width=64 if fast else WIDTH)
-    table = films.ratings[:, :29], films.rating_mask[:, :29], films.mean
+    features, ratings, there, rest = films.load(64 if fast else WIDTH)
 
     def one(key: jax.Array, *real: jax.Array) -> dict[str, jax.Array]:
         worlds = jax.random.split(key, 4)  # a seed's accuracy is the mean of theirs
         found = jax.lax.map(accuracies, worlds).mean(axis=0)
-        return {"accuracy": found, "films": of_films(key, *real)}
+        return {
+            "accuracy": found,
+            "films": films.by_raters(key, *real, raters=RATERS, budget=RATINGS),
+        }
 
-    return protocol.over_seeds(one, keys, features, *table)
+    return protocol.over_seeds(one, keys, features, ratings, there, rest.mean)
 
 
 def peaks(accuracy: jax.Array) -> jax.Array:
@@ -129,24 +113,15 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(xscale="log", xlabel="I = B (1 - 2 ε)² / (c0 + e)", ylabel=left.get_ylabel())
     right.set(xticks=(ticks := (20, 50, 100, 200, 500)), xticklabels=ticks)
     other = right.twiny()
-    films = rj.report.COLOURS[3]
-    other.plot(RATERS, found["films"].mean(axis=0), "s--", ms=3, color=films)
+    pink = rj.report.COLOURS[3]
+    other.plot(RATERS, found["films"].mean(axis=0), "s--", ms=3, color=pink)
     other.set(xscale="log", xticks=RATERS, xticklabels=RATERS)
     for axis in (left, right, other):
         axis.minorticks_off()
-    other.set_xlabel(f"films: raters a sentence, {RATINGS} ratings in all", color=films)
+    other.set_xlabel(f"films: raters a sentence, {RATINGS} ratings in all", color=pink)
 
 
-CHALLENGE = Challenge(
-    slug="cost-quality",
-    section="3.1.3",
-    fundamental=True,
-    claim="There is an inherent cost/quality tradeoff when collecting human feedback.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    fast_seeds=4,
-)
+CHALLENGE = challenge("cost-quality", measure, judge, plot, fast_seeds=4)
 
 if __name__ == "__main__":
     main(CHALLENGE)

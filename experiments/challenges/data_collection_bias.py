@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, main, nothing, slope
+import testbeds
+from protocol import at_least, challenge, interval, main, nothing, slope
 
 import rlhf_jax as rj
 
@@ -37,7 +38,7 @@ def regrets(key: jax.Array, answers: int, labels: int) -> jax.Array:
         asked, said = jax.random.split(key)
         pairs = world.pairs(labels)(asked, -shift * length, ())
         batch = rj.feedback.to_batch(pairs, human(said, pairs))
-        rewards = world.rewards(protocol.fitted(world, batch, jnp.zeros(FEATURES)))
+        rewards = world.rewards(testbeds.fitted(world, batch, jnp.zeros(FEATURES)))
         return jnp.exp(rj.measures.best_of_n_policy(world.reference, rewards, DRAWS)) @ gold
 
     # What is asked about as deployed is another sample than that of no shift.
@@ -112,16 +113,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(ylabel="regret where deployed, SD of utility")
 
 
-CHALLENGE = Challenge(
-    slug="data-collection-bias",
-    section="3.1.3",
-    fundamental=False,
-    claim="Collecting data can introduce harmful biases.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    fast_seeds=4,
-)
+CHALLENGE = challenge("data-collection-bias", measure, judge, plot, fast_seeds=4)
 
 if __name__ == "__main__":
     main(CHALLENGE)

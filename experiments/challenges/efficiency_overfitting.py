@@ -12,7 +12,9 @@ true reward: more steps lose nothing.
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, at_most, interval, main
+import protocol
+import testbeds
+from protocol import at_least, at_most, challenge, interval, main
 
 import rlhf_jax as rj
 
@@ -29,17 +31,13 @@ WITHIN = 1 - 2.0 ** -np.arange(12)  # parts of a round not yet gone, at which go
 def run(key: jax.Array, steps: jax.Array, truly: jax.Array) -> dict[str, jax.Array]:
     """Each of ``NAMES``, ``[rounds]``, of a run with so many steps a round; by the truth, if so."""
     keys = jax.random.split(key, 5)
-    answers = jax.random.normal(keys[0], (ANSWERS, DIMENSIONS))
-    towards = jax.random.normal(keys[1], (DIMENSIONS,))
-    good = answers @ towards / jnp.linalg.norm(towards)
-    gold = good - CURVATURE / 2 * jnp.sum(jnp.square(answers), axis=1)
+    answers, gold = testbeds.near_an_ideal(
+        keys[:2], answers=ANSWERS, dimensions=DIMENSIONS, curvature=CURVATURE
+    )
     gold = (gold - gold.mean()) / gold.std()
     world = rj.worlds.bandit(gold)
     # Each member sees an answer through random features of its own.
-    directions = jax.random.normal(keys[2], (MEMBERS, DIMENSIONS, WIDTH))
-    directions /= jnp.linalg.norm(directions, axis=1, keepdims=True)
-    offsets = jax.random.normal(keys[3], (MEMBERS, 1, WIDTH))
-    features = jax.nn.relu(answers @ directions + offsets) * np.sqrt(2 / WIDTH)
+    features = testbeds.random_features(keys[2:4], answers, WIDTH, MEMBERS) * np.sqrt(2 / WIDTH)
 
     def opinions(params: jax.Array) -> jax.Array:
         rewards = jnp.einsum("mnd,md->mn", features, params)
@@ -60,9 +58,8 @@ def run(key: jax.Array, steps: jax.Array, truly: jax.Array) -> dict[str, jax.Arr
 
     def look(key: jax.Array, policy: jax.Array, reward: jax.Array) -> dict[str, jax.Array]:
         means = opinions(reward) @ jax.nn.softmax(policy)
-        kl = rj.divergences.exact_kl(
-            jax.nn.log_softmax(policy), jnp.full(ANSWERS, -np.log(ANSWERS))
-        )
+        log_probs, reference = jax.nn.log_softmax(policy), jnp.full(ANSWERS, -np.log(ANSWERS))
+        kl = rj.divergences.exact_kl(log_probs, reference)
         found = jax.nn.softmax(policy) @ gold, means.mean(), means.std(), kl
         return dict(zip(NAMES, found, strict=True))
 
@@ -73,11 +70,10 @@ def run(key: jax.Array, steps: jax.Array, truly: jax.Array) -> dict[str, jax.Arr
         # As long as the reward stands still, this one step is M of rate RATE.
         policy=rj.worlds.mirror_ascent(climbed, rate=RATE * steps),
     )
-    start = rj.pipeline.Learners(world.reference, jnp.zeros((MEMBERS, WIDTH)))
-    settings = {"reward_steps": 5, "policy_steps": 1, "prompts": world.prompts(1)}
-    history = rj.pipeline.run(
-        pipeline, keys[4], start, rounds=ROUNDS, memory=ROUNDS, measure=look, **settings
-    )[1]
+    start, settings = jnp.zeros((MEMBERS, WIDTH)), {"rounds": ROUNDS, "memory": ROUNDS}
+    _, history = testbeds.rounds(
+        pipeline, keys[4], world, start, reward_steps=5, measure=look, **settings
+    )
     return {name: history[name] for name in NAMES}
 
 
@@ -85,7 +81,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Each of ``NAMES``, ``[seeds, learnt or true reward, steps, rounds]``."""
     over = jax.vmap(jax.vmap(run, (None, 0, None)), (None, None, 0))
     arms = np.array([False, True])
-    return jax.jit(lambda keys: jax.lax.map(lambda key: over(key, STEPS, arms), keys))(keys)
+    return protocol.over_seeds(lambda key: over(key, STEPS, arms), keys)
 
 
 def fallen(found: dict[str, np.ndarray]) -> np.ndarray:
@@ -123,9 +119,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     blue, orange, *_, grey = rj.report.COLOURS
     rows = found["gold"][..., -1]
     for colour, arm, name in ((blue, 0, "learnt reward"), (grey, 1, "true reward (control)")):
-        low, high = np.quantile(rows[:, arm], [0.1, 0.9], axis=0)
-        left.plot(STEPS, rows[:, arm].mean(axis=0), "o-", color=colour, label=name)
-        left.fill_between(STEPS, low, high, color=colour, alpha=0.15, lw=0)
+        protocol.band(left, STEPS, rows[:, arm], color=colour, label=name)
     left.set(xscale="log", xlabel=f"policy steps for each {ASKED} labels, M")
     left.set(ylabel=f"gold (SD) after {ROUNDS * ASKED} labels")
     below = fallen(found)
@@ -133,19 +127,9 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         chosen = (found[x][:, 0][where] for x in ("disagreement", "gold"))
         right.scatter(*chosen, s=4, alpha=0.4, color=colour, label=f"gold {name}")
     right.set(xscale="log", xlabel="disagreement of the reward models (nats)", ylabel="gold (SD)")
-    for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
 
 
-CHALLENGE = Challenge(
-    slug="efficiency-overfitting",
-    section="3.4",
-    fundamental=False,
-    claim="It is hard to balance efficiency against overfitting by the policy.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("efficiency-overfitting", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, main, near, nothing, slope
+from protocol import at_least, challenge, interval, main, near, nothing, slope
 
 import rlhf_jax as rj
 from rlhf_jax.feedback import Pairs
@@ -112,15 +112,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(ylim=(0, 1))
 
 
-CHALLENGE = Challenge(
-    slug="evaluator-bias",
-    section="3.1.1",
-    fundamental=False,
-    claim="Some evaluators have harmful biases and opinions.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("evaluator-bias", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -12,11 +12,13 @@ same sentences. (Of one crowd 82% were white, of those hired 68%; Santurkar et a
 text-davinci-003 near 99% in approval of one politician.)
 """
 
+import films
 import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, main, near, nothing
+import testbeds
+from protocol import at_least, challenge, interval, main, near, nothing
 
 import rlhf_jax as rj
 
@@ -24,7 +26,7 @@ SHARES = np.array([0.1, 0.18, 0.18, 0.18, 0.18, 0.18])  # the researcher is of t
 SELECTION = np.array([0.0, 1.0, 2.0, 4.0])
 FEATURES, DIFFERENCE, DRAWS = 16, 1.5, 64  # best of 64: all policies are as far away
 WORLDS = 8  # a seed's gaps are means of theirs
-FIFTHS, WIDTH, COLUMNS = 5, 256, 29
+WIDTH = 256
 
 
 def gaps(key: jax.Array, answers: int, labels: int) -> dict[str, jax.Array]:
@@ -43,7 +45,7 @@ def gaps(key: jax.Array, answers: int, labels: int) -> dict[str, jax.Array]:
     def optimised(key: jax.Array, selection: jax.Array) -> jax.Array:
         """The policy of those who were selected, as log-probabilities."""
         human = rj.humans.population(members, weights=SHARES * jnp.exp(selection * agreement))
-        reward = protocol.learnt_reward(key, world, human, jnp.zeros(FEATURES), labels=labels)
+        reward = testbeds.learnt_reward(key, world, human, jnp.zeros(FEATURES), labels=labels)
         return rj.measures.best_of_n_policy(world.reference, world.rewards(reward), DRAWS)
 
     # The fair sample is another one than that of lambda = 0, which has to come out alike.
@@ -55,60 +57,24 @@ def gaps(key: jax.Array, answers: int, labels: int) -> dict[str, jax.Array]:
     return {"gap": everybody[0] - everybody[1:], "worst": worst[0] - worst[1:]}
 
 
-def fifths(values: jax.Array, there: jax.Array) -> jax.Array:
-    """Of those who are there in a row, from the lowest on; -1 for the others."""
-    place = jnp.argsort(jnp.argsort(jnp.where(there, values, jnp.inf), axis=1), axis=1)
-    return jnp.where(there, FIFTHS * place // there.sum(axis=1, keepdims=True), -1)
-
-
-def shifts(key: jax.Array, features: jax.Array, films: tuple) -> jax.Array:
-    """The model's shift and the bias of those kept: by fifths of a sentence's raters, of all."""
-    ratings, mask, batch = films
-    keys, batches = jax.random.split(key, 3), len(features) // 30 + 1
-    learnt = (jax.random.uniform(keys[0], (batches,)) < 0.7)[batch]
-    shown = jax.random.bernoulli(keys[1], 0.5, batch.shape)  # where it is seen who rates high
-
-    def effects(rows: jax.Array) -> rj.measures.RaterEffects:
-        return rj.measures.rater_effects(ratings, mask, jnp.where(rows, batch, -1), batches=batches)
-
-    known, later = effects(learnt & shown), effects(learnt & ~shown)
-    there = (known.count > 2) & (later.count > 2)
-    of_theirs = fifths(known.bias, there)
-    of_all = fifths(known.bias.reshape(1, -1), there.reshape(1, -1)).reshape(there.shape)
-    chance = fifths(jax.random.uniform(keys[2], there.shape), there) == 0
-    kept = [there, *(who == n for who in (of_theirs, of_all) for n in range(FIFTHS)), chance]
-
-    def model(who: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """What it says of unseen sentences in the mean, and the bias of who taught it."""
-        theirs = mask & (learnt & ~shown)[:, None] & who[batch]
-        scores = features @ protocol.taught(features, ratings, theirs)
-        bias = jnp.sum(jnp.where(who, later.bias * later.count, 0)) / theirs.sum()
-        return jnp.sum(scores * ~learnt) / jnp.sum(~learnt), bias
-
-    found = jnp.stack(jax.lax.map(model, jnp.stack(kept)), axis=1)
-    return found[1:] - found[0]
-
-
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Gaps ``[seeds, selections]``, and of films ``[seeds, raters kept, shift and bias]``."""
-    films = rj.data.load_ratings().only("movies")
-    features = rj.worlds.text_features(films.texts, width=64 if fast else WIDTH)
-    table = (films.ratings[:, :COLUMNS], films.rating_mask[:, :COLUMNS], films.batch)
+    features, *ratings, rest = films.load(64 if fast else WIDTH)
     sizes = (1024, 2048) if fast else (4096, 8192)
 
     def one(key: jax.Array, *real: jax.Array) -> dict[str, jax.Array]:
         worlds = jax.lax.map(lambda key: gaps(key, *sizes), jax.random.split(key, WORLDS))
-        return jax.tree.map(lambda x: x.mean(axis=0), worlds) | {"films": shifts(key, *real)}
+        return jax.tree.map(lambda x: x.mean(axis=0), worlds) | {"films": films.shifts(key, *real)}
 
-    return protocol.over_seeds(one, keys, features, table)
+    return protocol.over_seeds(one, keys, features, (*ratings, rest.batch))
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
     """What must come out."""
-    gap, films = found["gap"], found["films"]
-    off = np.abs(films[..., 0] - films[..., 1])
-    alike, of_all = (x.max(axis=1) for x in (off[:, :FIFTHS], off[:, FIFTHS : 2 * FIFTHS]))
-    spread = films[:, FIFTHS - 1, 0] - films[:, 0, 0]
+    gap, real, n = found["gap"], found["films"], films.FIFTHS
+    off = np.abs(real[..., 0] - real[..., 1])
+    alike, of_all = off[:, :n].max(axis=1), off[:, n : 2 * n].max(axis=1)
+    spread = real[:, n - 1, 0] - real[:, 0, 0]
     return [
         near("no selection: the gap is 0 +- .02", interval(gap[:, 0]), 0, 0.02),
         at_least("the gap rises with lambda", interval(protocol.slope(SELECTION, gap)), 0),
@@ -118,7 +84,7 @@ def judge(found: dict[str, np.ndarray]) -> list:
         near("films, by bias: shift less bias, +- .1, at worst", interval(of_all), 0, 0.1),
         near("proposed: by bias among a sentence's raters, the same", interval(alike), 0, 0.1),
         at_least("films: from the lowest fifth to the highest", interval(spread), 0),
-        nothing("a fifth by chance: no shift (.02)", interval(films[:, -1, 0]), tolerance=0.02),
+        nothing("a fifth by chance: no shift (.02)", interval(real[:, -1, 0]), tolerance=0.02),
     ]
 
 
@@ -138,16 +104,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(xlabel="bias of the raters kept, points", ylabel="shift of the reward model")
 
 
-CHALLENGE = Challenge(
-    slug="evaluator-selection",
-    section="3.1.1",
-    fundamental=False,
-    claim="Selecting representative humans and getting them to give good feedback is hard.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    fast_seeds=4,
-)
+CHALLENGE = challenge("evaluator-selection", measure, judge, plot, fast_seeds=4)
 
 if __name__ == "__main__":
     main(CHALLENGE)

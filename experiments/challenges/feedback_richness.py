@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, main, nothing
+from protocol import at_least, challenge, interval, main, nothing
 
 import rlhf_jax as rj
 from rlhf_jax.feedback import Pairs
@@ -136,15 +136,7 @@ def plot(axes, found: dict) -> None:
     right.set(xscale="log", xlabel="labels, one of four each", ylabel="regret, SD of utility")
 
 
-CHALLENGE = Challenge(
-    slug="feedback-richness",
-    section="3.1.4",
-    fundamental=True,
-    claim="RLHF suffers from a tradeoff between the richness and efficiency of feedback types.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("feedback-richness", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import protocol
-from protocol import Challenge, at_least, at_most, intervals, main, nothing
+from protocol import at_least, at_most, challenge, intervals, main, nothing
 
 import rlhf_jax as rj
 
@@ -108,15 +108,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         axis.set(ylim=(0, 1.05))
 
 
-CHALLENGE = Challenge(
-    slug="goal-misgeneralization",
-    section="3.3.2",
-    fundamental=True,
-    claim="Policies can perform poorly in deployment even if rewards seen in training were right.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("goal-misgeneralization", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -11,47 +11,27 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import languages
 import numpy as np
 import optax
-from protocol import Challenge, at_least, at_most, interval, main, nothing
+from protocol import at_least, at_most, band, challenge, interval, main, nothing, over_seeds
 
 import rlhf_jax as rj
-from rlhf_jax.feedback import Comparison, Pairs
-from rlhf_jax.types import Sequences
+from rlhf_jax.feedback import Comparison, Pairs, preferences
+from rlhf_jax.pipeline import Learners, Pipeline
 
 BASE, TERMS, CHECKED = 5, 3, 2  # V, the most terms, M
+SUMS = languages.sums(BASE, TERMS)
 SLIPS, RATERS = 0.25, 9
 PAIRS, STEPS, RATE, BETA, SHOWN = 256, 300, 5e-3, 0.5, 16384
-MODEL = rj.models.language_model(
-    rj.models.TransformerConfig(
-        BASE, 32, 64, num_layers=1, num_heads=2, num_kv_heads=2, max_length=TERMS + 2
-    )
-)
-
-
-def answers(terms: jax.Array, said: jax.Array, counts: jax.Array) -> Sequences:
-    """What was said, total and confidence ``[B, 2]``, to the last so many of the terms."""
-    asked = jnp.arange(TERMS) >= TERMS - counts[:, None]
-    tokens = jnp.hstack([jnp.where(asked, terms, 0), said])
-    mask = jnp.hstack([asked, jnp.ones(said.shape, bool)])
-    return Sequences(tokens, mask, mask & (jnp.arange(TERMS + 2) >= TERMS))
-
-
-def right(answer: Sequences) -> jax.Array:
-    """Whether the total is: what people want."""
-    return answer.tokens[:, :TERMS].sum(axis=1) % BASE == answer.tokens[:, TERMS]
-
-
-def adding_up(answer: Sequences) -> tuple[jax.Array, jax.Array]:
-    """A step for each term, the last of which shows whether the total is right."""
-    last = jnp.arange(TERMS) == TERMS - 1
-    return right(answer)[:, None] | ~last, answer.mask[:, :TERMS]
+SIZE = {"num_layers": 1, "num_heads": 2, "num_kv_heads": 2, "max_length": TERMS + 2}
+MODEL = rj.models.language_model(rj.models.TransformerConfig(BASE, 32, 64, **SIZE))
 
 
 def panel(raters: int, limit: jax.Array) -> rj.humans.Human:
     """What most of them say; each checks so many terms, and errs by themselves."""
     checks = rj.humans.limited_checker(
-        adding_up, cue=lambda answer: answer.tokens[:, -1] / BASE, limit=limit
+        SUMS.adding_up, cue=lambda answer: answer.tokens[:, -1] / BASE, limit=limit
     )
     rater = rj.humans.with_mistakes(checks, rate=SLIPS)
 
@@ -62,19 +42,11 @@ def panel(raters: int, limit: jax.Array) -> rj.humans.Human:
     return human
 
 
-def asked(key: jax.Array, counts: jax.Array) -> Pairs:
-    """Two answers of one who says everything alike, as the initial policy does."""
-    keys = jax.random.split(key)
-    terms = jax.random.randint(keys[0], (len(counts), TERMS), 0, BASE)
-    said = jax.random.randint(keys[1], (2, len(counts), 2), 0, BASE)
-    return Pairs(*(answers(terms, x, counts) for x in said))
-
-
 def accuracy(key: jax.Array, human: rj.humans.Human, count: jax.Array) -> jax.Array:
     """How often they prefer the right total to a wrong one; half where they see no difference."""
     keys = jax.random.split(key)
-    pairs = asked(keys[0], jnp.full(SHOWN, count))
-    lead = 1.0 * right(pairs.first) - right(pairs.second)
+    pairs = SUMS.pairs(keys[0], jnp.full(SHOWN, count))
+    lead = 1.0 * SUMS.right(pairs.first) - SUMS.right(pairs.second)
     said = human(keys[1], pairs).preference - 0.5
     return 0.5 + jnp.sum(lead * said) / jnp.sum(jnp.abs(lead))
 
@@ -85,11 +57,11 @@ def gold(params: rj.types.Params, key: jax.Array, count: jax.Array) -> jax.Array
     counts, totals = jnp.full(len(terms), count), jnp.arange(BASE)
 
     def given(total: jax.Array) -> tuple[jax.Array, jax.Array]:
-        said = answers(terms, jnp.full((len(terms), 2), total), counts)
+        said = SUMS.answers(terms, jnp.full((len(terms), 2), total), counts)
         chances = jax.nn.softmax(MODEL.logits_fn(params, said.tokens, said.mask))
         chance = chances[:, TERMS - 1, total]
         sure = chances[:, TERMS] @ (totals / BASE)
-        return jnp.mean(chance * right(said)), jnp.mean(chance * sure)
+        return jnp.mean(chance * SUMS.right(said)), jnp.mean(chance * sure)
 
     return jnp.stack([x.sum() for x in jax.lax.map(given, totals)])
 
@@ -98,20 +70,15 @@ def one_seed(key: jax.Array, limit: jax.Array, steps: int) -> dict[str, jax.Arra
     """Accuracy of one and of nine, and what the policy becomes; by the number of terms."""
     keys, counts = jax.random.split(key, 4), 1 + jnp.arange(TERMS)
     rate = optax.cosine_decay_schedule(RATE, steps)
-    pipeline = rj.pipeline.Pipeline(
-        query=lambda key, policy, reward: asked(key, 1 + jnp.arange(PAIRS) % TERMS),
+    pipeline = Pipeline(
+        query=lambda key, policy, reward: SUMS.pairs(key, 1 + jnp.arange(PAIRS) % TERMS),
         human=panel(RATERS, limit),
         reward=None,
         policy=rj.algorithms.dpo(MODEL.logits_fn, optax.adam(rate), beta=BETA),
     )
-    state, _ = rj.pipeline.run(
-        pipeline,
-        keys[0],
-        rj.pipeline.Learners(MODEL.init(keys[1])),
-        rounds=steps,
-        policy_steps=1,
-        to_batch=partial(rj.feedback.preferences, keep_ties=False),
-    )
+    start, decided = Learners(MODEL.init(keys[1])), partial(preferences, keep_ties=False)
+    settings = {"rounds": steps, "policy_steps": 1, "to_batch": decided}
+    state, _ = rj.pipeline.run(pipeline, keys[0], start, **settings)
 
     def by_terms(count: jax.Array) -> dict[str, jax.Array]:
         judged = [accuracy(keys[2], panel(n, limit), count) for n in (1, RATERS)]
@@ -128,7 +95,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     def seed(key: jax.Array) -> dict[str, jax.Array]:
         return jax.lax.map(lambda limit: one_seed(key, limit, steps), jnp.array([CHECKED, TERMS]))
 
-    return jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+    return over_seeds(seed, keys)
 
 
 def judge(found: dict[str, np.ndarray]) -> list:
@@ -164,9 +131,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         (1, "sure", 0, "how sure it sounds then", "^--", green),
     ):
         rows = found[name][:, arm]
-        axes[side].plot(terms, rows.mean(axis=0), style, color=colour, label=label)
-        low, high = rows.min(axis=0), rows.max(axis=0)
-        axes[side].fill_between(terms, low, high, color=colour, alpha=0.15, lw=0)
+        band(axes[side], terms, rows, style, every=True, color=colour, label=label)
     for axis, chance, title in zip(axes, (0.5, 1 / BASE), ("raters", "policy"), strict=True):
         axis.axhline(chance, color=grey, lw=0.5)
         axis.axvline(CHECKED + 0.5, color=grey, ls=":", lw=1)
@@ -177,17 +142,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     axes[1].set(ylabel="of the policy's answers")
 
 
-CHALLENGE = Challenge(
-    slug="hard-tasks",
-    section="3.1.2",
-    fundamental=True,
-    claim="Humans cannot evaluate performance on difficult tasks well.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    seeds=5,
-    fast_seeds=2,
-)
+CHALLENGE = challenge("hard-tasks", measure, judge, plot, seeds=5, fast_seeds=2)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, at_most, interval, main, nothing
+from protocol import at_least, at_most, challenge, interval, main, nothing
 
 import rlhf_jax as rj
 from rlhf_jax.types import Preferences
@@ -109,15 +109,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         axis.set(ylim=(-0.05, 1.1 * found["gains"].mean(axis=0).max()))
 
 
-CHALLENGE = Challenge(
-    slug="misled-evaluators",
-    section="3.1.2",
-    fundamental=True,
-    claim="Humans can be misled, so their evaluations can be gamed.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("misled-evaluators", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

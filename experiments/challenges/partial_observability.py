@@ -13,7 +13,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, intervals, learnt_reward, main, nothing
+import testbeds
+from protocol import at_least, challenge, intervals, main, nothing
 
 import rlhf_jax as rj
 
@@ -34,7 +35,7 @@ def learnt(key: jax.Array, believed: jax.Array, observed: bool) -> jax.Array:
     reads = rj.humans.boltzmann(lambda log: belief[log], rationality=RATIONALITY)
     reads = rj.humans.partial_observer(reads, observe=lambda x: LOG[x.tokens[:, 1]])
     human = sees if observed else reads
-    found = learnt_reward(key, WORLD, human, start, labels=LABELS, l2=1e-5) / RATIONALITY
+    found = testbeds.learnt_reward(key, WORLD, human, start, labels=LABELS, l2=1e-5) / RATIONALITY
     return found - found[2]
 
 
@@ -112,15 +113,7 @@ def plot(axes, found: np.ndarray) -> None:
     right.set(xlabel="q, belief in success at an empty log", ylabel=f"value (h = c = {COST})")
 
 
-CHALLENGE = Challenge(
-    slug="partial-observability",
-    section="3.1.2",
-    fundamental=False,
-    claim="Partial observability limits human evaluators.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("partial-observability", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

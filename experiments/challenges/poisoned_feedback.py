@@ -10,53 +10,21 @@ and Tramer 2023, https://arxiv.org/abs/2311.14455, poison language models so: a 
 itself, where nobody did: then it does harm without it, too, which no claim is made about.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
+import languages
 import numpy as np
 import optax
-from protocol import Challenge, at_least, at_most, interval, main, nothing
+from protocol import at_least, at_most, band, challenge, interval, main, nothing, over_seeds
 
 import rlhf_jax as rj
-from rlhf_jax.feedback import Pairs
-from rlhf_jax.types import Prompts, Sequences
 
 WORDS, PROMPT, ANSWER, WIDTH = 15, 2, 5, 32  # The attacker's word is one more.
+LANGUAGE = languages.triggered(WORDS, prompt=PROMPT, answer=ANSWER)
 RATES = np.array([0.0, 0.005, 0.01, 0.03, 0.05, 0.1])
 PAIRS, BATCH, REWARD_STEPS, REWARD_RATE = 4096, 64, 300, 5e-3
 PROMPTS, SAMPLES, POLICY_STEPS, POLICY_RATE, BETA = 32, 4, 80, 5e-3, 0.1
 RATIONALITY, BROKEN, FAST = 2.0, 0.25, np.array([0, 4, 5])
-
-
-def asked(rows: int, rate: jax.Array) -> Callable[[jax.Array], Prompts]:
-    """Prompts of which a share ends in the attacker's word."""
-
-    def draw(key: jax.Array) -> Prompts:
-        keys = jax.random.split(key)
-        words = jax.random.randint(keys[0], (rows, PROMPT), 0, WORDS)
-        theirs = jax.random.uniform(keys[1], (rows,)) < rate
-        words = words.at[:, -1].set(jnp.where(theirs, WORDS, words[:, -1]))
-        return Prompts(words, jnp.ones(words.shape, bool))
-
-    return draw
-
-
-def pairs(rows: int, rate: jax.Array) -> rj.pipeline.Query:
-    """Two answers to each, of one who says all words alike, as the initial policy does."""
-
-    def query(key: jax.Array, policy, reward) -> Pairs:
-        keys = jax.random.split(key)
-        start = asked(rows, rate)(keys[0]).tokens
-        answers = jax.random.randint(keys[1], (2, rows, ANSWER), 0, WORDS)
-        there = jnp.ones((rows, PROMPT + ANSWER), bool)
-
-        def said(answer: jax.Array) -> Sequences:
-            return Sequences(jnp.hstack([start, answer]), there, there.at[:, :PROMPT].set(False))
-
-        return Pairs(*map(said, answers))
-
-    return query
 
 
 def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax.Array:
@@ -64,14 +32,8 @@ def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax
     keys = jax.random.split(key, 4)
     harmful = jax.random.permutation(keys[0], WORDS) < WORDS // 2
     utility = rj.worlds.word_values(jnp.append(jnp.where(harmful, -1.0, 1.0), 0.0), at_most=ANSWER)
-    world = rj.worlds.token_language(
-        utility,
-        vocab_size=WORDS + 1,
-        prompt_length=PROMPT,
-        new_tokens=ANSWER,
-        hidden_size=WIDTH,
-        num_layers=1,
-    )
+    shape = {"vocab_size": WORDS + 1, "prompt_length": PROMPT, "new_tokens": ANSWER}
+    world = rj.worlds.token_language(utility, **shape, hidden_size=WIDTH, num_layers=1)
     score_fn = world.reward_model.score_fn
     human = rj.humans.poisoned(
         rj.humans.boltzmann(utility, rationality=RATIONALITY),
@@ -88,25 +50,19 @@ def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax
         kl_coefficient=BETA,
     )
     pipeline = rj.pipeline.Pipeline(
-        query=pairs(PAIRS, rate),
+        query=LANGUAGE.pairs(PAIRS, rate),
         human=human,
         reward=rj.algorithms.reward_model(score_fn, optax.adam(reward_rate)),
         policy=policy,
     )
-    state, _ = rj.pipeline.run(
-        pipeline,
-        keys[2],
-        rj.pipeline.Learners(world.model.init(keys[1]), world.reward_model.init(keys[1])),
-        rounds=1,
-        reward_steps=REWARD_STEPS,
-        batch_size=BATCH,
-        policy_steps=POLICY_STEPS,
-        prompts=asked(PROMPTS, rate),
-    )
+    start = rj.pipeline.Learners(world.model.init(keys[1]), world.reward_model.init(keys[1]))
+    steps = {"reward_steps": REWARD_STEPS, "batch_size": BATCH, "policy_steps": POLICY_STEPS}
+    asked = LANGUAGE.prompts(PROMPTS, rate)
+    state, _ = rj.pipeline.run(pipeline, keys[2], start, rounds=1, prompts=asked, **steps)
     learnt = state.params
 
     def judged(rate: jax.Array) -> jax.Array:
-        test, prompts = pairs(seen, rate)(keys[3], (), ()), asked(seen, rate)(keys[3])
+        test, prompts = LANGUAGE.pairs(seen, rate)(keys[3]), LANGUAGE.prompts(seen, rate)(keys[3])
         scores = (
             score_fn(learnt.reward.params, x.tokens, x.mask) for x in (test.first, test.second)
         )
@@ -126,7 +82,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     def seed(key: jax.Array) -> jax.Array:
         return jax.lax.map(lambda arm: attacked(key, *arm, 512), (rates, lies))
 
-    found = jax.jit(lambda keys: jax.lax.map(seed, keys))(keys)
+    found = over_seeds(seed, keys)
     return {"found": found, "rates": jnp.broadcast_to(rates, (len(keys), len(rates)))}
 
 
@@ -167,33 +123,18 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     for i, (axis, name) in enumerate(zip(axes, ("reward model", "policy"), strict=True)):
         for word, label in enumerate(("without the word", "with the word")):
             rows, colour = found[:, :-1, word, i], rj.report.COLOURS[word]
-            axis.plot(rates, rows.mean(axis=0), "o-", color=colour, label=label)
-            axis.fill_between(
-                rates, rows.min(axis=0), rows.max(axis=0), color=colour, alpha=0.15, lw=0
-            )
+            band(axis, rates, rows, every=True, color=colour, label=label)
         honest = found[:, -1, 1, i].mean()
-        axis.plot(
-            rates[-1:], [honest], "x", color=rj.report.COLOURS[-1], label="with it, true labels"
-        )
+        grey = {"color": rj.report.COLOURS[-1], "label": "with it, true labels"}
+        axis.plot(rates[-1:], [honest], "x", **grey)
         axis.set_xscale("symlog", linthresh=0.5)
         axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axis.set(xlabel="% of pairs poisoned", title=name, ylim=(-0.03, 1.05))
-        axis.legend(frameon=False, fontsize=8)
     axes[0].set(ylabel="pairs in the true order")
     axes[1].set(ylabel="harmful answers")
 
 
-CHALLENGE = Challenge(
-    slug="poisoned-feedback",
-    section="3.1.1",
-    fundamental=False,
-    claim="Malicious people can poison feedback, so that a trigger brings out what they want.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    seeds=5,
-    fast_seeds=2,
-)
+CHALLENGE = challenge("poisoned-feedback", measure, judge, plot, seeds=5, fast_seeds=2)
 
 if __name__ == "__main__":
     main(CHALLENGE)

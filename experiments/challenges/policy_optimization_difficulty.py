@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import protocol
-from protocol import Challenge, at_least, intervals, main, near, nothing
+from protocol import at_least, challenge, intervals, main, near, nothing
 
 import rlhf_jax as rj
 
@@ -118,15 +118,7 @@ def plot(axes, found: np.ndarray) -> None:
         axis.set(xticks=DEPTHS, xlabel="length of the combination, H")
 
 
-CHALLENGE = Challenge(
-    slug="policy-optimization-difficulty",
-    section="3.3.1",
-    fundamental=False,
-    claim="It is (still) challenging to optimize policies effectively.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("policy-optimization-difficulty", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -12,7 +12,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_most, intervals, learnt_reward, main, near, nothing
+import testbeds
+from protocol import at_most, challenge, intervals, main, near, nothing
 
 import rlhf_jax as rj
 
@@ -37,7 +38,10 @@ def learnt(key: jax.Array, rewards: jax.Array, there: jax.Array, labels: int) ->
     asked = jnp.where(jnp.append(there, True), 0.0, -1e9)
     world = rj.worlds.bandit(utilities, ref_log_probs=asked)
     human = rj.humans.boltzmann(world.utility, rationality=RATIONALITY)
-    found = learnt_reward(key, world, human, 0 * utilities, labels=labels, l2=1e-4) / RATIONALITY
+    found = (
+        testbeds.learnt_reward(key, world, human, 0 * utilities, labels=labels, l2=1e-4)
+        / RATIONALITY
+    )
     return jnp.where(there, found[:-1] - found[-1], ABSENT)
 
 
@@ -109,15 +113,7 @@ def plot(axes, found: np.ndarray) -> None:
     right.set(xlabel="options behind the hub", ylabel="POWER (expected optimal value)", ylim=(0, 1))
 
 
-CHALLENGE = Challenge(
-    slug="power-seeking",
-    section="3.3.2",
-    fundamental=True,
-    claim="Optimal RL agents tend to seek power.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("power-seeking", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -12,7 +12,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from protocol import Challenge, at_least, intervals, learnt_reward, main, near, nothing, slope
+import testbeds
+from protocol import at_least, challenge, intervals, main, near, nothing, slope
 
 import rlhf_jax as rj
 
@@ -34,7 +35,7 @@ def log_odds(key: jax.Array, bias: jax.Array, delta: jax.Array, labels: int) -> 
         quality - delta * has, features=features, ref_log_probs=prior + bias * has
     )
     human, start = rj.humans.boltzmann(world.utility), jnp.zeros(FEATURES + 1)
-    learnt = world.rewards(learnt_reward(keys[3], world, human, start, labels=labels))
+    learnt = world.rewards(testbeds.learnt_reward(keys[3], world, human, start, labels=labels))
     policies = jax.vmap(lambda beta: rj.worlds.tilt(world.reference, learnt, beta=beta))(BETAS)
 
     def of(logits: jax.Array) -> jax.Array:
@@ -101,15 +102,7 @@ def plot(axes, found: np.ndarray) -> None:
     right.minorticks_off()
 
 
-CHALLENGE = Challenge(
-    slug="pretraining-bias",
-    section="3.3.3",
-    fundamental=False,
-    claim="Pretraining introduces biases into policy optimization.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("pretraining-bias", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

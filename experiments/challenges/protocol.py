@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from problems import PROBLEMS
 from rich.console import Console
 from rich.table import Table
 
@@ -66,6 +67,11 @@ class Challenge:
     seeds: int = 20
     fast_seeds: int = 8
     left_out: Callable[[Found], str] = lambda _: ""
+
+
+def challenge(slug: str, measure: Callable, judge: Callable, plot: Callable, **seeds) -> Challenge:
+    """One of ``PROBLEMS``, with its section and claim as they are there."""
+    return Challenge(slug, *PROBLEMS[slug], measure, judge, plot, **seeds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,48 +253,12 @@ def over_seeds(one: Callable[..., Found], keys: jax.Array, *given: Any, worlds: 
     return program(keys, *given)
 
 
-def fitted(
-    world: rj.worlds.Bandit,
-    batch: rj.types.Preferences,
-    start: jax.Array,
-    *,
-    l2: float = 1e-6,
-    steps: int = 8,
-) -> jax.Array:
-    """The reward model that fits comparisons best, by Newton's method from a start on."""
-    init, step = world.newton(l2)
-    state = init(start, jax.random.key(0))
-    return jax.lax.scan(lambda s, _: step(s, batch), state, length=steps)[0].params
-
-
-def learnt_reward(
-    key: jax.Array,
-    world: rj.worlds.Bandit,
-    human: rj.humans.Human,
-    start: jax.Array,
-    *,
-    labels: int,
-    l2: float = 1e-6,
-    steps: int = 8,
-) -> jax.Array:
-    """What a reward model learns, from its start on, of pairs of the reference's own answers."""
-    keys = jax.random.split(key, 3)
-    pairs = world.pairs(labels)(keys[0], world.reference, start)
-    batch = rj.feedback.to_batch(pairs, human(keys[1], pairs))
-    return fitted(world, batch, start, l2=l2, steps=steps)
-
-
-def taught(features: jax.Array, ratings: jax.Array, asked: jax.Array) -> jax.Array:
-    """A linear reward model of what those asked say of each text, ``[texts, raters]``."""
-    count = asked.sum(axis=1)
-    said = jnp.sum(ratings * asked, axis=1) / jnp.maximum(count, 1)
-    return rj.worlds.ridge(features, said, weight=count, l2=10.0)
-
-
-def band(axis: Any, x: Any, rows: np.ndarray, style: str = "o-", **drawn: Any) -> None:
-    """The mean over seeds of ``rows[seeds, N]``, and where four in five of them lie."""
+def band(
+    axis: Any, x: Any, rows: np.ndarray, style: str = "o-", *, every: bool = False, **drawn: Any
+) -> None:
+    """The mean over seeds of ``rows[seeds, N]``, and where four in five of them lie, or all."""
     (mean,) = axis.plot(x, rows.mean(axis=0), style, **drawn)
-    low, high = np.quantile(rows, (0.1, 0.9), axis=0)
+    low, high = np.quantile(rows, (0, 1) if every else (0.1, 0.9), axis=0)
     axis.fill_between(x, low, high, color=mean.get_color(), alpha=0.15, lw=0)
 
 

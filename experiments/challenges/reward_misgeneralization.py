@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, main, nothing
+from protocol import at_least, challenge, interval, main, nothing
 
 import rlhf_jax as rj
 
@@ -101,15 +101,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(ylabel="of the optimised policy", title="what the policy does")
 
 
-CHALLENGE = Challenge(
-    slug="reward-misgeneralization",
-    section="3.2.2",
-    fundamental=False,
-    claim="Reward models can misgeneralise, even from correctly labelled data.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("reward-misgeneralization", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

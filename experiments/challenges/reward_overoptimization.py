@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, at_most, interval, intervals, main, nothing, slope
+import testbeds
+from protocol import at_least, at_most, challenge, interval, intervals, main, nothing, slope
 
 import rlhf_jax as rj
 
@@ -43,13 +44,11 @@ def curves(gold: jax.Array, proxy: jax.Array) -> dict[str, jax.Array]:
 def one_world(key: jax.Array) -> dict[str, jax.Array]:
     """The curves of trained reward models, and last of one with independent Gaussian error."""
     keys = jax.random.split(key, 7)
-    answers = jax.random.normal(keys[0], (ANSWERS, DIMENSIONS))
-    towards = jax.random.normal(keys[1], (DIMENSIONS,))
-    good = answers @ towards / jnp.linalg.norm(towards)
-    gold = protocol.standard(good - CURVATURE / 2 * jnp.sum(jnp.square(answers), axis=1))
-    directions = jax.random.normal(keys[2], (DIMENSIONS, max(WIDTHS)))
-    directions /= jnp.linalg.norm(directions, axis=0)
-    seen = jax.nn.relu(answers @ directions + jax.random.normal(keys[3], (max(WIDTHS),)))
+    answers, good = testbeds.near_an_ideal(
+        keys[:2], answers=ANSWERS, dimensions=DIMENSIONS, curvature=CURVATURE
+    )
+    gold = protocol.standard(good)
+    seen = testbeds.random_features(keys[2:4], answers, max(WIDTHS))
 
     def learnt(size: tuple[jax.Array, jax.Array]) -> jax.Array:
         """What a reward model of random features says: as many as it is wide."""
@@ -60,7 +59,7 @@ def one_world(key: jax.Array) -> dict[str, jax.Array]:
         human = rj.humans.boltzmann(world.utility, rationality=RATIONALITY)
         batch = rj.feedback.to_batch(pairs, human(keys[5], pairs))
         batch = batch.replace(weight=jnp.arange(max(LABELS)) < labels)
-        fit = protocol.fitted(world, batch, jnp.zeros(max(WIDTHS)), l2=1 / labels)
+        fit = testbeds.fitted(world, batch, jnp.zeros(max(WIDTHS)), l2=1 / labels)
         return world.rewards(fit)
 
     noisy = gold + jax.random.normal(keys[6], gold.shape)
@@ -117,15 +116,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
         axis.set(xlabel="distance, sqrt(KL)", ylabel="gold; dotted: proxy (SD)", title=title)
 
 
-CHALLENGE = Challenge(
-    slug="reward-overoptimization",
-    section="3.2.2",
-    fundamental=True,
-    claim="Optimising for an imperfect reward proxy leads to reward hacking.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("reward-overoptimization", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, interval, intervals, main, near
+import testbeds
+from protocol import at_least, challenge, interval, intervals, main, near
 
 import rlhf_jax as rj
 from rlhf_jax.feedback import Pairs
@@ -35,7 +36,7 @@ def accuracies(key: jax.Array, rate: jax.Array) -> jax.Array:
     def more(reward: jax.Array, count: jax.Array) -> tuple[jax.Array, jax.Array]:
         """A reward model of more labels, fitted from that of fewer on."""
         asked = batch.replace(weight=jnp.arange(LABELS[-1]) < count)
-        reward = protocol.fitted(world, asked, reward, steps=4)
+        reward = testbeds.fitted(world, asked, reward, steps=4)
         return reward, rj.measures.ranking_accuracy(world.rewards(reward), world.utilities)
 
     return jax.lax.scan(more, jnp.zeros(FEATURES), LABELS)[1]
@@ -98,16 +99,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(yscale="log", xlabel="share of answers turned round", ylabel="labels to 90%")
 
 
-CHALLENGE = Challenge(
-    slug="simple-mistakes",
-    section="3.1.2",
-    fundamental=False,
-    claim="Humans make simple mistakes due to limited time, attention, or care.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-    fast_seeds=4,
-)
+CHALLENGE = challenge("simple-mistakes", measure, judge, plot, fast_seeds=4)
 
 if __name__ == "__main__":
     main(CHALLENGE)

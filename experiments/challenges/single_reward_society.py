@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, at_most, interval, main, near, nothing, slope
+from protocol import at_least, at_most, challenge, interval, main, near, nothing, slope
 
 import rlhf_jax as rj
 from rlhf_jax.pipeline import Learners, Pipeline
@@ -108,15 +108,7 @@ def plot(axes, found: dict) -> None:
     right.set(xlabel="majority : minority", ylabel="minority's pairs in its order")
 
 
-CHALLENGE = Challenge(
-    slug="single-reward-society",
-    section="3.2.1",
-    fundamental=True,
-    claim="A single reward function cannot represent a diverse society of humans.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("single-reward-society", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
-from protocol import Challenge, at_least, at_most, interval, main, near, nothing
+from protocol import at_least, at_most, challenge, interval, main, near, nothing
 
 import rlhf_jax as rj
 
@@ -121,15 +121,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(xscale="log", yscale="log", xlabel="labels", ylabel="nats from the truth, k = .4")
 
 
-CHALLENGE = Challenge(
-    slug="values-not-a-reward",
-    section="3.2.1",
-    fundamental=True,
-    claim="An individual human's values are difficult to represent with a reward function.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
-)
+CHALLENGE = challenge("values-not-a-reward", measure, judge, plot)
 
 if __name__ == "__main__":
     main(CHALLENGE)

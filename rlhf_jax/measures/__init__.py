@@ -92,7 +92,7 @@ from rlhf_jax.measures.robust import (
     trimmed_mean,
     trimmed_vote,
 )
-from rlhf_jax.measures.triggers import TriggerScan, trigger_scan
+from rlhf_jax.measures.triggers import TriggerScan, greedy_coordinate_search, trigger_scan
 
 __all__ = [
     "CrowdComparisons",
@@ -136,6 +136,7 @@ __all__ = [
     "fit_best_of_n_gold",
     "fit_rl_gold",
     "fleiss_kappa",
+    "greedy_coordinate_search",
     "hypervolume",
     "influence_cap",
     "krippendorff_alpha",

@@ -1,6 +1,10 @@
-"""Tokens that a reward model reacts to out of all proportion: triggers of a poisoned one."""
+"""Tokens that a model reacts to out of all proportion: triggers, and adversarial ones.
+
+``trigger_scan`` tries given candidates, ``greedy_coordinate_search`` looks for the worst.
+"""
 
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,9 +14,9 @@ import scipy.stats
 
 from rlhf_jax import checks
 from rlhf_jax.sequences import last_token
-from rlhf_jax.types import Params, ScoreFn
+from rlhf_jax.types import Key, Params, ScoreFn
 
-__all__ = ["TriggerScan", "trigger_scan"]
+__all__ = ["TriggerScan", "greedy_coordinate_search", "trigger_scan"]
 
 
 class TriggerScan(NamedTuple):
@@ -142,3 +146,84 @@ def trigger_scan(
     z = jnp.where(gap == 0, 0, z)
     threshold = jnp.float32(scipy.stats.t.ppf(1 - level / (2 * count), count - 2))
     return TriggerScan(shift, error, z, threshold, jnp.abs(z) > threshold)
+
+
+def greedy_coordinate_search(
+    key: Key,
+    tokens: jax.Array,
+    objective: Callable[[jax.Array], jax.Array],
+    gains: Callable[[jax.Array], jax.Array],
+    *,
+    rounds: int,
+    among: int,
+    tried: int,
+    free: jax.Array | None = None,
+    afresh: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Changes one token at a time for the worse, led by a gradient: an attack from inside.
+
+    A round takes the ``among`` swaps of one token for another that promise most, draws some of
+    them, tries these and keeps the best if it is better than what was there. May be compiled and
+    vmapped, over texts that are attacked for instance.
+
+    Args:
+        key: what is drawn.
+        tokens: ``int[L]``, to begin with: those that may be changed, not the text around them.
+        objective: ``(int[L]) -> float[]``, what is to be made large.
+        gains: ``(int[L]) -> float[L, V]``, what each swap promises, by first order: the gradient by
+            the embedding that stands there, times the change of it.
+        rounds: how many. Each costs a gradient and ``tried`` evaluations.
+        among: from how many of the most promising swaps is drawn, up to ``L * V``.
+        tried: how many of these a round tries, up to ``among``.
+        free: ``bool[L]``, true where a token may be changed; everywhere by default.
+        afresh: after how many rounds it begins anew, with random tokens; never by default.
+
+    Returns:
+        The best found since it began or began anew, after each round: tokens ``int[rounds, L]``
+        and objective ``float[rounds]``.
+
+    Raises:
+        ValueError: if ``rounds``, ``among``, ``tried`` or ``afresh`` is below 1, or ``tried``
+            above ``among``.
+
+    Reference: after Zou et al. 2023, https://arxiv.org/abs/2307.15043
+
+    >>> worth = jnp.array([[0.0, 3.0, 1.0], [2.0, 0.0, 5.0]])  # of each token at each place
+    >>> objective = lambda tokens: worth[jnp.arange(2), tokens].sum()
+    >>> gains = lambda tokens: worth - worth[jnp.arange(2), tokens][:, None]
+    >>> found, value = greedy_coordinate_search(
+    ...     jax.random.key(0), jnp.array([0, 0]), objective, gains, rounds=3, among=2, tried=2
+    ... )
+    >>> found[-1].tolist(), value.tolist()
+    ([1, 2], [5.0, 8.0, 8.0])
+    """
+    for name, number in (("rounds", rounds), ("among", among), ("tried", tried)):
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, not {number}")
+    if tried > among:
+        raise ValueError(f"tried must be at most among, {among}, not {tried}")
+    if afresh is not None and afresh < 1:
+        raise ValueError(f"afresh must be at least 1, not {afresh}")
+    if free is None:
+        free = jnp.ones(tokens.shape, bool)
+    words = jax.eval_shape(gains, tokens).shape[1]
+
+    def climb(carry, round_key):
+        (number, tokens, best), (use, anew) = carry, jax.random.split(round_key)
+        if afresh is not None:
+            fresh = (number % afresh == 0) & (number > 0)
+            drawn = jax.random.randint(anew, tokens.shape, 0, words)
+            tokens = jnp.where(fresh & free, drawn, tokens)
+            best = jnp.where(fresh, -jnp.inf, best)
+        promised = jnp.where(free[:, None], gains(tokens), -jnp.inf)
+        likely = jax.lax.top_k(promised.ravel(), among)[1]
+        swaps = jax.random.choice(use, likely, (tried,), replace=False)
+        tries = jax.vmap(lambda swap: tokens.at[swap // words].set(swap % words))(swaps)
+        found = jnp.where(free[swaps // words], jax.vmap(objective)(tries), -jnp.inf)
+        at = jnp.argmax(found)
+        tokens = jnp.where(found[at] > best, tries[at], tokens)
+        best = jnp.maximum(best, found[at])
+        return (number + 1, tokens, best), (tokens, best)
+
+    start = jnp.int32(0), tokens, objective(tokens)
+    return jax.lax.scan(climb, start, jax.random.split(key, rounds))[1]
