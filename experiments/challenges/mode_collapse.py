@@ -16,7 +16,7 @@ import mode_collapse_language_model as language_model
 import numpy as np
 import optax
 from mode_collapse_measures import DELTA, QUESTIONS, calibration, claims, of_modes, of_text
-from protocol import Challenge, band, main
+from protocol import band, challenge, main
 
 import rlhf_jax as rj
 
@@ -115,14 +115,11 @@ def plot(axes, found: dict[str, dict[str, np.ndarray]]) -> None:
     right.set(title="calibration and diversity of text")
 
 
-CHALLENGE = Challenge(
-    slug="mode-collapse",
-    section="3.3.3",
-    fundamental=False,
-    claim="RL collapses onto few answers, though others are nearly as good.",
-    measure=measure,
-    judge=judge,
-    plot=plot,
+CHALLENGE = challenge(
+    "mode-collapse",
+    measure,
+    judge,
+    plot,
     left_out=lambda found: str(found["left out"]),
     fast_seeds=4,
 )

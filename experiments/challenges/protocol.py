@@ -69,9 +69,11 @@ class Challenge:
     left_out: Callable[[Found], str] = lambda _: ""
 
 
-def challenge(slug: str, measure: Callable, judge: Callable, plot: Callable, **seeds) -> Challenge:
+def challenge(
+    slug: str, measure: Callable, judge: Callable, plot: Callable, **settings: Any
+) -> Challenge:
     """One of ``PROBLEMS``, with its section and claim as they are there."""
-    return Challenge(slug, *PROBLEMS[slug], measure, judge, plot, **seeds)
+    return Challenge(slug, *PROBLEMS[slug], measure, judge, plot, **settings)
 
 
 @dataclasses.dataclass(frozen=True)
