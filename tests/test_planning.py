@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -407,3 +408,18 @@ def test_a_tpu_compilers_refusal_is_a_plan():
     estimate = sum(memory.arithmetic(found.workload, found.mesh).values())
     assert found.total == pytest.approx(estimate, rel=0.1)
     assert 0 < found.parts["temporaries"] < found.limit
+
+
+@pytest.mark.parametrize(("platform", "total"), [("cpu", 10 + 7 + 2), ("cuda", 19), ("tpu", 13)])
+def test_what_a_program_needs_is_the_most_at_once_or_all_that_is_set_aside(platform, total):
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=10,
+        temp_size_in_bytes=7,
+        output_size_in_bytes=8,
+        alias_size_in_bytes=6,
+        peak_memory_in_bytes=13,
+    )
+    found = compiling.needed(memory, platform)
+    held = {"parameters": 6, "optimiser": 4, "cache": 2, "temporaries": 5}
+    parts, limit = plans._read(held, found, limit=100)
+    assert sum(parts.values()) == total and parts["cache"] == 2 and limit == 100

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -10,7 +11,7 @@ from rlhf_jax import parallel
 from rlhf_jax.parallel import Collective
 from rlhf_jax.planning.programs import Program
 
-__all__ = ["Compiled", "compiled", "exhausted", "sent", "traffic"]
+__all__ = ["Compiled", "compiled", "exhausted", "needed", "sent", "traffic"]
 
 # Both are of all together. What the second calls temporaries has arguments and results among it: of
 # a program that doubles 4 GiB which it may overwrite, libtpu 0.0.42 says 4.00G, and 8.00G if not.
@@ -66,14 +67,24 @@ def compiled(program: Program, mesh: jax.sharding.Mesh, *, tokens: int) -> Compi
         if refusal is None:
             raise
         return refusal
-    memory = found.memory_analysis()
-    # What comes out beside the state, which takes its old place.
-    fresh = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
-    return Compiled(
-        arguments=memory.argument_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes + fresh,
+    return dataclasses.replace(
+        needed(found.memory_analysis(), mesh.devices.flat[0].platform),
         collectives=tuple(parallel.collectives(found, unknown_trips=max(tokens - 1, 1))),
     )
+
+
+def needed(memory: Any, platform: str) -> Compiled:
+    """What a compiler's own analysis says that a program needs.
+
+    A TPU's compiler refuses what does not fit, by the most that is in use at any time; the sum of
+    its arguments and temporaries is more than that, and programs are accepted in which it is more
+    than a chip has. Elsewhere temporaries are one block, set aside beside the arguments.
+    """
+    if platform == "tpu":
+        return Compiled(None, None, together=memory.peak_memory_in_bytes)
+    # What comes out beside the state, which takes its old place.
+    fresh = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
+    return Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes + fresh)
 
 
 def exhausted(message: str) -> Compiled | None:
