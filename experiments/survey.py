@@ -21,6 +21,7 @@ from pathlib import Path
 import tyro
 from matplotlib.image import imread
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import rlhf_jax as rj
@@ -215,7 +216,7 @@ def main(config: Config) -> None:
         shown.add_column(name, no_wrap=True)
     for both in found.items():
         cells = dict(zip(HEADER, row(*both), strict=True))
-        shown.add_row(*(cells[name] for name in few))
+        shown.add_row(*(escape(cells[name]) for name in few))
     console.print(shown)
     seconds = time.perf_counter() - began
     console.print(f"{said}; {seconds:.0f} s. Report: {run.folder / 'report.md'}")

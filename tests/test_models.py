@@ -268,7 +268,16 @@ def test_nnx_adapter_makes_a_pure_logits_fn():
     chex.assert_trees_all_equal_shapes(gradient, params)
 
 
+def test_layers_side_by_side_are_the_same_model():
+    _, params, logits = language_model(CONFIG)
+    unrolled = models.language_model(dataclasses.replace(CONFIG, unroll=2))  # of three
+    found = jax.jit(unrolled.logits_fn)(params, TOKENS, ALL)
+    np.testing.assert_allclose(found, logits(params, TOKENS, ALL), atol=1e-5)
+
+
 def test_impossible_shapes_are_refused():
+    with pytest.raises(ValueError, match="unroll must be at least 1, not 0"):
+        dataclasses.replace(CONFIG, unroll=0)
     with pytest.raises(ValueError, match=r"num_kv_heads \(3\) must divide num_heads \(4\)"):
         dataclasses.replace(CONFIG, num_kv_heads=3)
     with pytest.raises(ValueError, match="must be even"):

@@ -25,9 +25,10 @@ from rlhf_jax.types import ActorCritic, Algorithm, Batch, Preferences, Prompts, 
 # The fastest settings on a CPU: what is not a product of matrices is computed again in the backward
 # pass, since to write and read it takes longer.
 _shape = partial(rj.models.TransformerConfig, remat="dots_with_no_batch_dims_saveable")
+_small = partial(_shape, unroll=4, unrolled_decoding=True)
 SHAPES = {
-    "toy": _shape(2_048, 128, 512),
-    "tiny": _shape(49_152, 128, 512),
+    "toy": _small(2_048, 128, 512),
+    "tiny": _small(49_152, 128, 512),
     # SmolLM2-135M's.
     "135m": _shape(
         49_152, 576, 1536, num_layers=30, num_heads=9, num_kv_heads=3, rope_theta=100_000.0

@@ -18,6 +18,7 @@ import numpy as np
 import tyro
 from problems import PROBLEMS
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import rlhf_jax as rj
@@ -213,7 +214,7 @@ def table(result: dict[str, Any]) -> Table:
     shown = Table("claim", "measured", "verdict", title=title, caption=caption)
     for claim in result["claims"]:
         words = "{:.3g} [{:.3g}, {:.3g}]".format(*numbers(claim))
-        shown.add_row(claim["text"], words, claim["verdict"])
+        shown.add_row(claim["text"], escape(words), claim["verdict"])
     return shown
 
 

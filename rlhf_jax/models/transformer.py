@@ -243,6 +243,7 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=count,
+            unroll=self.config.unroll,
         )(self.config)
 
     def __call__(
