@@ -141,7 +141,9 @@ def needed(key: jax.Array, noise: jax.Array) -> jax.Array:
     worth = policy @ utilities
     variance = policy @ jnp.square(utilities - worth) + noise**2
     looked = np.unique(np.geomspace(8, MOST, 80).astype(int))
-    errors = jnp.quantile(jnp.abs(means[:, looked - 1] - worth), 0.95, axis=0)
+    # The k-th of R lies at k / (R + 1) on average, so k is .95 (R + 1): jnp's .95 would be .943.
+    place = (0.95 * (REPLICATES + 1) - 1) / (REPLICATES - 1)
+    errors = jnp.quantile(jnp.abs(means[:, looked - 1] - worth), place, axis=0)
     # By a line through all of the curve: where a noisy one first falls below is too early.
     shrink, at_one = jnp.polyfit(jnp.log(looked), jnp.log(errors), 1)
     reached = jnp.exp((jnp.log(WITHIN) - at_one) / shrink)
