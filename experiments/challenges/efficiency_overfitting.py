@@ -132,7 +132,7 @@ def plot(axes, found: dict[str, np.ndarray]) -> None:
     right.set(xscale="log", xlabel="disagreement of the reward models (nats)", ylabel="gold (SD)")
 
 
-CHALLENGE = challenge("efficiency-overfitting", measure, judge, plot, fast_seeds=20)
+CHALLENGE = challenge("efficiency-overfitting", measure, judge, plot, fast_seeds=16)
 
 if __name__ == "__main__":
     main(CHALLENGE)
