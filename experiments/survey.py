@@ -209,7 +209,8 @@ def main(config: Config) -> None:
             console.print(f"{slug}: {failed[slug]}", style="red", markup=False)
         else:
             console.print(f"  {found[slug]['verdict']}, {found[slug]['seconds']:.0f} s")
-            console.print(_left_out(found[slug]).strip(), style="yellow", markup=False, end="")
+            if said := _left_out(found[slug]).strip():
+                console.print(f"  {said}", style="yellow", markup=False)
     said = write(run, found, failed, config)
     shown, few = Table(box=None), ("problem", "verdict", "claims", "measured")
     for name in few:
