@@ -211,7 +211,7 @@ def table(result: dict[str, Any]) -> Table:
     """The claims of a result, for the terminal."""
     title = f"{result['section']} {result['slug']}: {result['verdict']}"
     caption = result["claim"] + (f"\nLeft out: {out}" if (out := result["left_out"]) else "")
-    shown = Table("claim", "measured", "verdict", title=title, caption=caption)
+    shown = Table("claim", "measured", "verdict", title=title, caption=escape(caption))
     for claim in result["claims"]:
         words = "{:.3g} [{:.3g}, {:.3g}]".format(*numbers(claim))
         shown.add_row(claim["text"], escape(words), claim["verdict"])

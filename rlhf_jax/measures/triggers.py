@@ -183,8 +183,8 @@ def greedy_coordinate_search(
         and objective ``float[rounds]``.
 
     Raises:
-        ValueError: if ``rounds``, ``among``, ``tried`` or ``afresh`` is below 1, or ``tried``
-            above ``among``.
+        ValueError: if ``rounds``, ``among``, ``tried`` or ``afresh`` is below 1, ``tried``
+            above ``among``, or ``among`` above ``L * V``.
 
     Reference: after Zou et al. 2023, https://arxiv.org/abs/2307.15043
 
@@ -207,6 +207,8 @@ def greedy_coordinate_search(
     if free is None:
         free = jnp.ones(tokens.shape, bool)
     words = jax.eval_shape(gains, tokens).shape[1]
+    if among > tokens.size * words:
+        raise ValueError(f"among must be at most all {tokens.size * words} swaps, not {among}")
 
     def climb(carry, round_key):
         (number, tokens, best), (use, anew) = carry, jax.random.split(round_key)
