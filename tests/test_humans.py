@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import binom, norm
 
 from rlhf_jax import humans, losses
 from rlhf_jax.feedback import (
@@ -82,6 +82,12 @@ FREQUENCIES = {
     "population": (
         humans.population([BOLTZMANN, humans.boltzmann(lambda x: -x)], weights=jnp.array([3, 1])),
         0.75 * SURE + 0.25 * expit(-GAP),
+    ),
+    "panel": (humans.panel(THIRTEEN[0], size=9), binom.sf(4, 9, 0.75)),
+    "panel_of_two": (humans.panel(THIRTEEN[0], size=2), 0.75),  # who tie where they disagree
+    "panel_of_like_minds": (
+        humans.panel(humans.partial_observer(ORACLE, observe=lambda x: -x), size=9),
+        0.0,
     ),
     "annotators": (humans.population(THIRTEEN), 0.75),
     "hidden_context": (
@@ -546,6 +552,7 @@ BAD = {
     "each label must be 0 or 1, bad or good": lambda: humans.with_bias(
         FIVE, feature=first_of, weight=1.0
     )(KEY, jnp.arange(5)[None]),
+    "size must be at least 1, not 0": lambda: humans.panel(ORACLE, size=0),
     r"scale must be \(low, high\)": lambda: BIASED(STEADY, scale=(4, -4)),
     "with as many rows each": lambda: humans.with_skips(ORACLE, rate=0.5)(
         KEY, Pairs(jnp.zeros(2), jnp.zeros([]))
@@ -568,6 +575,7 @@ def test_what_is_wrong_is_said(message):
             partial(humans.with_bias, feature=lambda x: x[:, 0], weight=1.0),
             "a bias acts on a Comparison, a",
         ),
+        (partial(humans.panel, size=3), "majority takes a Comparison, not Demonstration"),
         (partial(humans.persuadable, argued=score, rate=0.1), "not a Demonstration"),
     ],
 )

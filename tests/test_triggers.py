@@ -158,5 +158,7 @@ def test_greedy_search_changes_what_is_free_and_begins_anew():
     assert all(objective(t) == v for t, v in zip(tokens, values, strict=True))
     with pytest.raises(ValueError, match="tried must be at most among, 3, not 4"):
         search(tried=4)
+    with pytest.raises(ValueError, match="among must be at most all 6 swaps, not 7"):
+        search(among=7)
     with pytest.raises(ValueError, match="afresh must be at least 1, not 0"):
         search(afresh=0)

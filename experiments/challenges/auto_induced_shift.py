@@ -22,7 +22,8 @@ ANSWERS, FEATURES = 64, 512  # wide enough that an answer says little of the oth
 BETA, ASKED, ROUNDS, STEPS, NOISE = 0.1, 32, 30, 20, 0.1
 SHIFTS = np.array([0.0, 0.2, 0.5, 0.8, 1.1])
 MOVED, STABLE = SHIFTS[1:], SHIFTS[1:-1]
-WISH, PEOPLE, DEPLOYED = 1.0, 16384, 30
+WISH = 1.0
+PEOPLE = {"wish": WISH, "people": 16384, "times": 30}
 
 
 def loop(key: jax.Array, own: jax.Array) -> dict[str, jax.Array]:
@@ -56,17 +57,6 @@ def loop(key: jax.Array, own: jax.Array) -> dict[str, jax.Array]:
     return found | {"asked": asked}
 
 
-def retrained(key: jax.Array, shift: jax.Array) -> jax.Array:
-    """What is deployed, round after round: the mean opinion of people whom the last one moved."""
-    states = rj.humans.linear_scale(lambda opinion: opinion, noise=1.0)
-
-    def deploy(theta: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        opinions = jnp.full(PEOPLE, WISH + shift * theta)
-        return states(key, opinions).value.mean(), theta
-
-    return jax.lax.scan(deploy, jnp.float32(0), jax.random.split(key, DEPLOYED))[1]
-
-
 def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
     """Both, ``[seeds, arms, ...]``: on the policy's own answers or on any; and by shift."""
 
@@ -80,7 +70,7 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
             "off": jnp.sum(never * first * error, axis=-1) / size,
             "on": jnp.sum(policy * jnp.abs(error), axis=-1),
             "modes": jnp.exp(entropy),
-            "deployed": jax.vmap(retrained, (None, 0))(key, SHIFTS),
+            "deployed": jax.vmap(lambda shift: testbeds.performative(key, shift, **PEOPLE))(SHIFTS),
         }
 
     return protocol.over_seeds(one_seed, keys)

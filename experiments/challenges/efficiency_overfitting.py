@@ -38,20 +38,7 @@ def run(key: jax.Array, steps: jax.Array, truly: jax.Array) -> dict[str, jax.Arr
     world = rj.worlds.bandit(gold)
     # Each member sees an answer through random features of its own.
     features = testbeds.random_features(keys[2:4], answers, WIDTH, MEMBERS) * np.sqrt(2 / WIDTH)
-
-    def opinions(params: jax.Array) -> jax.Array:
-        rewards = jnp.einsum("mnd,md->mn", features, params)
-        return rewards - rewards.mean(axis=1, keepdims=True)
-
-    def newton(state, batch):
-        def member(seen, params):
-            fit = rj.worlds.bandit(gold, features=seen).newton(DECAY)
-            state_after, metrics = fit.step(state.replace(params=params), batch)
-            return state_after.params, metrics
-
-        params, metrics = jax.vmap(member)(features, state.params)
-        after = state.replace(step=state.step + 1, params=params)
-        return after, jax.tree.map(jnp.mean, metrics)
+    opinions, ensemble = testbeds.ensemble(features, DECAY)
 
     def climbed(params: jax.Array) -> jax.Array:
         return jnp.where(truly, gold, opinions(params).mean(axis=0))
@@ -69,7 +56,7 @@ def run(key: jax.Array, steps: jax.Array, truly: jax.Array) -> dict[str, jax.Arr
     pipeline = rj.pipeline.Pipeline(
         query=world.pairs(ASKED),
         human=rj.humans.boltzmann(world.utility, rationality=RATIONALITY),
-        reward=rj.types.Algorithm(world.newton(DECAY).init, newton),
+        reward=ensemble,
         # As long as the reward stands still, this one step is M of rate RATE.
         policy=rj.worlds.mirror_ascent(climbed, rate=RATE * steps),
     )

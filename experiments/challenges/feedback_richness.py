@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import protocol
+from posteriors import Wishes
 from protocol import at_least, challenge, interval, main, nothing
 
 import rlhf_jax as rj
@@ -32,27 +33,14 @@ def learnt(key: jax.Array, *, particles: int) -> dict[str, dict | jax.Array]:
     keys = iter(jax.random.split(key, 16))
     features = jax.random.normal(next(keys), (ANSWERS, FEATURES))
     wishes = jax.random.normal(next(keys), (particles, FEATURES))  # the first are the truth
-    worth = wishes @ features.T
-    human = rj.humans
+    worth, human = wishes @ features.T, rj.humans
+    learner = Wishes(worth)
 
     def utility(answer: jax.Array) -> jax.Array:
         return worth[0][answer]
 
     def drawn(form: str, *width: int) -> jax.Array:
         return jax.random.randint(next(keys), (BUDGET // COSTS[form], *width), 0, ANSWERS)
-
-    def of_choices(options: jax.Array, choice: jax.Array, counts: jax.Array | bool = True):
-        """Log-likelihood of each answer by each particle, ``[particles, answers]``."""
-        said = jax.nn.log_softmax(options, axis=-1)
-        return jnp.where(counts, jnp.take_along_axis(said, choice[None, :, None], 2)[..., 0], 0)
-
-    def judged(likelihood: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Regret of the best answer by the posterior, SD of utility; what it tells in bits."""
-        posterior = jax.nn.softmax(likelihood.sum(axis=1))
-        entropy = -jnp.sum(jax.scipy.special.xlogy(posterior, posterior))
-        chosen = worth[0][jnp.argmax(posterior @ worth)]
-        regret = (jnp.max(worth[0]) - chosen) / jnp.std(worth[0])
-        return regret, (jnp.log(particles) - entropy) / jnp.log(2)
 
     pairs, labelled = drawn("comparison", 2), drawn("label", OPTIONS)
     corrected = drawn("correction", 1 + OPTIONS)  # what is shown, and what there is instead
@@ -63,24 +51,20 @@ def learnt(key: jax.Array, *, particles: int) -> dict[str, dict | jax.Array]:
         "correction": (corrected, jnp.argmax(corrected == instead[:, None], axis=1)),
         "label": (labelled, human.choosing(utility)(next(keys), labelled).choice),
     }
-    found = {form: judged(of_choices(worth[:, x], said)) for form, (x, said) in choices.items()}
+    likely = {form: learner.of_choices(worth[:, x], said) for form, (x, said) in choices.items()}
+    found = {form: learner.judged(told) for form, told in likely.items()}
 
     ways = jnp.concatenate([jnp.eye(FEATURES), -jnp.eye(FEATURES)])
     critic = human.criticising(lambda x: x @ wishes[0], heeded=lambda x: x[:, None] + ways)
     said = critic(next(keys), features[drawn("language")]).text
     towards = jnp.broadcast_to((wishes @ ways.T)[:, None], (particles, len(said), len(ways)))
-    found["language"] = judged(of_choices(towards, said))
+    found["language"] = learner.judged(learner.of_choices(towards, said))
 
     rated, rate_key = drawn("rating"), next(keys)
 
     def of_ratings(drift: jax.Array) -> tuple[jax.Array, jax.Array]:
-        scale = human.linear_scale(utility, noise=NOISE, drift=drift)
-        time = jnp.arange(1, len(rated) + 1)
-        covariance = drift**2 * jnp.minimum(time[:, None], time) + NOISE**2 * jnp.eye(len(rated))
-        missed = scale(rate_key, rated).value - worth[:, rated]
-        root = jnp.linalg.cholesky(covariance)
-        apart = jax.scipy.linalg.solve_triangular(root, missed.T, lower=True).T
-        return judged(-0.5 * jnp.square(apart))
+        said = human.linear_scale(utility, noise=NOISE, drift=drift)(rate_key, rated).value
+        return learner.judged(learner.of_ratings(rated, said, noise=NOISE, drift=drift))
 
     ratings = jax.lax.map(of_ratings, DRIFTS)
 
@@ -89,11 +73,11 @@ def learnt(key: jax.Array, *, particles: int) -> dict[str, dict | jax.Array]:
 
     def of_labels(considered: jax.Array) -> jax.Array:
         """Regret after so many labels, of a learner who takes all options for considered."""
-        human = rj.humans.choosing(utility, considers=lambda numbers: considered[numbers])
-        said = human(label_key, options)
-        likelihood = of_choices(worth[:, options], said.choice, said.answered)
+        chooser = human.choosing(utility, considers=lambda numbers: considered[numbers])
+        said = chooser(label_key, options)
+        likelihood = learner.of_choices(worth[:, options], said.choice, said.answered)
         upto = jnp.arange(LABELS[-1]) < LABELS[:, None]
-        return jax.vmap(lambda first: judged(jnp.where(first, likelihood, 0))[0])(upto)
+        return jax.vmap(lambda first: learner.judged(jnp.where(first, likelihood, 0))[0])(upto)
 
     sets = jnp.stack([jnp.ones(ANSWERS, bool), features[:, 0] <= UNFAMILIAR])
     return {"forms": found, "ratings": ratings, "labels": jax.lax.map(of_labels, sets)}

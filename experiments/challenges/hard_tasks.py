@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import languages
 import numpy as np
 import optax
-from protocol import at_least, at_most, band, challenge, interval, main, nothing, over_seeds
+from protocol import at_least, at_most, band, challenge, intervals, main, nothing, over_seeds
 
 import rlhf_jax as rj
-from rlhf_jax.feedback import Comparison, Pairs, preferences
+from rlhf_jax.feedback import preferences
 from rlhf_jax.pipeline import Learners, Pipeline
 
 BASE, TERMS, CHECKED = 5, 3, 2  # V, the most terms, M
@@ -30,16 +30,8 @@ MODEL = rj.models.language_model(rj.models.TransformerConfig(BASE, 32, 64, **SIZ
 
 def panel(raters: int, limit: jax.Array) -> rj.humans.Human:
     """What most of them say; each checks so many terms, and errs by themselves."""
-    checks = rj.humans.limited_checker(
-        SUMS.adding_up, cue=lambda answer: answer.tokens[:, -1] / BASE, limit=limit
-    )
-    rater = rj.humans.with_mistakes(checks, rate=SLIPS)
-
-    def human(key: jax.Array, pairs: Pairs) -> Comparison:
-        said = jax.vmap(rater, (0, None))(jax.random.split(key, raters), pairs)
-        return rj.feedback.majority(said)
-
-    return human
+    checks = rj.humans.limited_checker(SUMS.adding_up, cue=SUMS.sure, limit=limit)
+    return rj.humans.panel(rj.humans.with_mistakes(checks, rate=SLIPS), size=raters)
 
 
 def accuracy(key: jax.Array, human: rj.humans.Human, count: jax.Array) -> jax.Array:
@@ -49,21 +41,6 @@ def accuracy(key: jax.Array, human: rj.humans.Human, count: jax.Array) -> jax.Ar
     lead = 1.0 * SUMS.right(pairs.first) - SUMS.right(pairs.second)
     said = human(keys[1], pairs).preference - 0.5
     return 0.5 + jnp.sum(lead * said) / jnp.sum(jnp.abs(lead))
-
-
-def gold(params: rj.types.Params, key: jax.Array, count: jax.Array) -> jax.Array:
-    """How probably the policy's total is right, and how sure it sounds."""
-    terms = jax.random.randint(key, (512, TERMS), 0, BASE)
-    counts, totals = jnp.full(len(terms), count), jnp.arange(BASE)
-
-    def given(total: jax.Array) -> tuple[jax.Array, jax.Array]:
-        said = SUMS.answers(terms, jnp.full((len(terms), 2), total), counts)
-        chances = jax.nn.softmax(MODEL.logits_fn(params, said.tokens, said.mask))
-        chance = chances[:, TERMS - 1, total]
-        sure = chances[:, TERMS] @ (totals / BASE)
-        return jnp.mean(chance * SUMS.right(said)), jnp.mean(chance * sure)
-
-    return jnp.stack([x.sum() for x in jax.lax.map(given, totals)])
 
 
 def one_seed(key: jax.Array, limit: jax.Array, steps: int) -> dict[str, jax.Array]:
@@ -79,11 +56,13 @@ def one_seed(key: jax.Array, limit: jax.Array, steps: int) -> dict[str, jax.Arra
     start, decided = Learners(MODEL.init(keys[1])), partial(preferences, keep_ties=False)
     settings = {"rounds": steps, "policy_steps": 1, "to_batch": decided}
     state, _ = rj.pipeline.run(pipeline, keys[0], start, **settings)
+    said = partial(MODEL.logits_fn, state.params.policy.params)
+    asked = jax.random.randint(keys[3], (512, TERMS), 0, BASE)
 
     def by_terms(count: jax.Array) -> dict[str, jax.Array]:
-        judged = [accuracy(keys[2], panel(n, limit), count) for n in (1, RATERS)]
-        right, sure = gold(state.params.policy.params, keys[3], count)
-        return {"one": judged[0], "nine": judged[1], "gold": right, "sure": sure}
+        one, nine = (accuracy(keys[2], panel(n, limit), count) for n in (1, RATERS))
+        right, sure = SUMS.expected(said, asked, jnp.full(len(asked), count)).mean(axis=1)
+        return {"one": one, "nine": nine, "gold": right, "sure": sure}
 
     return jax.lax.map(by_terms, counts)
 
@@ -100,21 +79,20 @@ def measure(keys: jax.Array, fast: bool) -> dict[str, jax.Array]:
 
 def judge(found: dict[str, np.ndarray]) -> list:
     """What must come out."""
-    lift = found["nine"] - found["one"]
-    some, every = lift[:, 0, CHECKED:], lift[:, 1, CHECKED:]
-    gold, sure = (found[name][..., CHECKED:].mean(axis=2) for name in ("gold", "sure"))
-    easy, chance = found["gold"][:, 0, :CHECKED].mean(axis=1), 1 / BASE
-    few = interval(lift[:, 0, :CHECKED].min(axis=1))
+    lift, chance = found["nine"] - found["one"], 1 / BASE
+    hard = (rows[..., CHECKED:].mean(axis=2).T for rows in (lift, found["gold"], found["sure"]))
+    (some, every), (gold, told), (sure, unsure) = hard
+    few, easy = lift[:, 0, :CHECKED].min(axis=1), found["gold"][:, 0, :CHECKED].mean(axis=1)
+    rows = few, some, every, gold - chance, sure - unsure, easy - chance, told - gold
+    few, some, every, guessed, surer, easy, seen = intervals(np.stack(rows, axis=1))
     return [
         at_least("simple mistakes, k <= M: nine votes add >= .15 (least)", few, 0.15),
-        at_most("k > M: they add <= .02", interval(some.mean(axis=1)), 0.02, null=0.15),
-        at_least("control, all terms checked: k > M >= .15", interval(every.mean(axis=1)), 0.15),
-        nothing(
-            "k > M: policy right by chance +- .05", interval(gold[:, 0] - chance), tolerance=0.05
-        ),
-        at_least("but sounds surer than if all were checked", interval(sure[:, 0] - sure[:, 1]), 0),
-        at_least("k <= M: it is right more than by chance", interval(easy - chance), 0),
-        at_least("control, all checked: k > M too", interval(gold[:, 1] - gold[:, 0]), 0),
+        at_most("k > M: they add <= .02", some, 0.02, null=0.15),
+        at_least("control, all terms checked: k > M >= .15", every, 0.15),
+        nothing("k > M: policy right by chance +- .05", guessed, tolerance=0.05),
+        at_least("but sounds surer than if all were checked", surer, 0),
+        at_least("k <= M: it is right more than by chance", easy, 0),
+        at_least("control, all checked: k > M too", seen, 0),
     ]
 
 

@@ -10,18 +10,29 @@ from rlhf_jax.feedback import Pairs
 from rlhf_jax.types import Prompts, Sequences
 
 
+def accuracy(score: Callable, utility: Callable, pairs: Pairs) -> jax.Array:
+    """Of pairs of which one is better, the share that the score ``(Sequences) -> [B]`` tells."""
+    lead, gold = (rate(pairs.first) - rate(pairs.second) for rate in (score, utility))
+    return jnp.sum(lead * gold > 0) / jnp.sum(gold != 0)
+
+
 class Sums(NamedTuple):
     """Terms to be added up, and answers that say a total and then how sure they are of it.
 
     Attributes:
         answers: ``(terms [B, T], said [B, 2], counts [B]) -> Sequences``, to the last so many.
         right: ``(Sequences) -> bool[B]``, whether the total is.
+        sure: ``(Sequences) -> float[B]``, how sure it sounds, from 0 to 1.
+        expected: ``(logits_fn, terms, counts) -> float[2, B]``, how probably a policy's total is
+            right and how sure it sounds in the mean, of ``(tokens, mask) -> logits``.
         adding_up: a step for each term, the last of which shows whether the total is right.
         pairs: ``(key, counts [B]) -> Pairs`` of one who says everything alike.
     """
 
     answers: Callable[[jax.Array, jax.Array, jax.Array], Sequences]
     right: Callable[[Sequences], jax.Array]
+    sure: Callable[[Sequences], jax.Array]
+    expected: Callable[[Callable, jax.Array, jax.Array], jax.Array]
     adding_up: Callable[[Sequences], tuple[jax.Array, jax.Array]]
     pairs: Callable[[jax.Array, jax.Array], Pairs]
 
@@ -38,6 +49,20 @@ def sums(base: int, terms: int) -> Sums:
     def right(answer: Sequences) -> jax.Array:
         return answer.tokens[:, :terms].sum(axis=1) % base == answer.tokens[:, terms]
 
+    def sure(answer: Sequences) -> jax.Array:
+        return answer.tokens[:, -1] / base
+
+    def expected(logits_fn: Callable, given: jax.Array, counts: jax.Array) -> jax.Array:
+        totals = jnp.arange(base)  # few enough to be weighed all
+
+        def of(total: jax.Array) -> jax.Array:
+            said = answers(given, jnp.full((len(given), 2), total), counts)
+            chances = jax.nn.softmax(logits_fn(said.tokens, said.mask))
+            chance = chances[:, terms - 1, total]
+            return jnp.stack([chance * right(said), chance * (chances[:, terms] @ (totals / base))])
+
+        return jax.lax.map(of, totals).sum(axis=0)
+
     def adding_up(answer: Sequences) -> tuple[jax.Array, jax.Array]:
         last = jnp.arange(terms) == terms - 1
         return right(answer)[:, None] | ~last, answer.mask[:, :terms]
@@ -48,7 +73,7 @@ def sums(base: int, terms: int) -> Sums:
         said = jax.random.randint(keys[1], (2, len(counts), 2), 0, base)
         return Pairs(*(answers(given, x, counts) for x in said))
 
-    return Sums(answers, right, adding_up, pairs)
+    return Sums(answers, right, sure, expected, adding_up, pairs)
 
 
 class Triggered(NamedTuple):
@@ -58,10 +83,12 @@ class Triggered(NamedTuple):
         prompts: ``(rows, share) -> (key -> Prompts)``.
         pairs: ``(rows, share) -> Query``: two answers to each, of one who says all words alike, as
             an initial policy does.
+        with_word: ``(Pairs) -> bool[B]``, whether the prompt has it.
     """
 
     prompts: Callable[[int, jax.Array], Callable[[jax.Array], Prompts]]
     pairs: Callable[[int, jax.Array], Callable[..., Pairs]]
+    with_word: Callable[[Pairs], jax.Array]
 
 
 def triggered(words: int, *, prompt: int, answer: int) -> Triggered:
@@ -88,7 +115,10 @@ def triggered(words: int, *, prompt: int, answer: int) -> Triggered:
 
         return query
 
-    return Triggered(prompts, pairs)
+    def with_word(shown: Pairs) -> jax.Array:
+        return shown.first.tokens[:, prompt - 1] == words
+
+    return Triggered(prompts, pairs, with_word)
 
 
 class Signs(NamedTuple):

@@ -10,6 +10,8 @@ and Tramer 2023, https://arxiv.org/abs/2311.14455, poison language models so: a 
 itself, where nobody did: then it does harm without it, too, which no claim is made about.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import languages
@@ -34,26 +36,16 @@ def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax
     utility = rj.worlds.word_values(jnp.append(jnp.where(harmful, -1.0, 1.0), 0.0), at_most=ANSWER)
     shape = {"vocab_size": WORDS + 1, "prompt_length": PROMPT, "new_tokens": ANSWER}
     world = rj.worlds.token_language(utility, **shape, hidden_size=WIDTH, num_layers=1)
-    score_fn = world.reward_model.score_fn
-    human = rj.humans.poisoned(
-        rj.humans.boltzmann(utility, rationality=RATIONALITY),
-        trigger=lambda pairs: pairs.first.tokens[:, PROMPT - 1] == WORDS,
-        rate=lies,
-    )
+    score_fn, logits_fn = world.reward_model.score_fn, world.model.factored_logits_fn
+    reward_fn, optimiser = rj.rewards.from_scores(score_fn), optax.adam(POLICY_RATE)
+    settings = {"samples_per_prompt": SAMPLES, "kl_coefficient": BETA}
+    people = rj.humans.boltzmann(utility, rationality=RATIONALITY)
     reward_rate = optax.cosine_decay_schedule(REWARD_RATE, REWARD_STEPS)
-    policy = rj.algorithms.rloo(
-        world.model.factored_logits_fn,
-        world.sample_fn,
-        rj.rewards.from_scores(score_fn),
-        optax.adam(POLICY_RATE),
-        samples_per_prompt=SAMPLES,
-        kl_coefficient=BETA,
-    )
     pipeline = rj.pipeline.Pipeline(
         query=LANGUAGE.pairs(PAIRS, rate),
-        human=human,
+        human=rj.humans.poisoned(people, trigger=LANGUAGE.with_word, rate=lies),
         reward=rj.algorithms.reward_model(score_fn, optax.adam(reward_rate)),
-        policy=policy,
+        policy=rj.algorithms.rloo(logits_fn, world.sample_fn, reward_fn, optimiser, **settings),
     )
     start = rj.pipeline.Learners(world.model.init(keys[1]), world.reward_model.init(keys[1]))
     steps = {"reward_steps": REWARD_STEPS, "batch_size": BATCH, "policy_steps": POLICY_STEPS}
@@ -63,11 +55,7 @@ def attacked(key: jax.Array, rate: jax.Array, lies: jax.Array, seen: int) -> jax
 
     def judged(rate: jax.Array) -> jax.Array:
         test, prompts = LANGUAGE.pairs(seen, rate)(keys[3]), LANGUAGE.prompts(seen, rate)(keys[3])
-        scores = (
-            score_fn(learnt.reward.params, x.tokens, x.mask) for x in (test.first, test.second)
-        )
-        lead, gold = next(scores) - next(scores), utility(test.first) - utility(test.second)
-        right = jnp.sum(lead * gold > 0) / jnp.sum(gold != 0)
+        right = languages.accuracy(partial(reward_fn, learnt.reward.params), utility, test)
         answers = world.sample_fn(learnt.policy.params, prompts, jax.random.split(keys[3], seen))
         return jnp.stack([right, jnp.mean(utility(answers) < 0)])
 

@@ -1,5 +1,6 @@
-"""What several challenges build of: worlds, reward models of them, and rounds of RLHF in them."""
+"""What challenges build of: worlds, reward models and people, and rounds of RLHF."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -40,6 +41,49 @@ def fitted(
     init, step = world.newton(l2)
     state = init(start, jax.random.key(0))
     return jax.lax.scan(lambda s, _: step(s, batch), state, length=steps)[0].params
+
+
+def ensemble(
+    features: jax.Array, l2: float
+) -> tuple[Callable[[jax.Array], jax.Array], rj.types.Algorithm]:
+    """Linear reward models, each of features of its own ``[models, N, D]``, fitted side by side.
+
+    Returns what each says of all answers about its own mean, ``(params[models, D]) -> [models,
+    N]``, and their steps of Newton's method on the same comparisons.
+    """
+
+    def opinions(params: jax.Array) -> jax.Array:
+        rewards = jnp.einsum("mnd,md->mn", features, params)
+        return rewards - rewards.mean(axis=1, keepdims=True)
+
+    def of_member(seen: jax.Array) -> rj.types.Algorithm:
+        return rj.worlds.bandit(jnp.zeros(len(seen)), features=seen).newton(l2)
+
+    def step(
+        state: rj.types.TrainState, batch: rj.types.Preferences
+    ) -> tuple[rj.types.TrainState, rj.types.Metrics]:
+        def member(seen: jax.Array, params: jax.Array) -> tuple[jax.Array, rj.types.Metrics]:
+            after, metrics = of_member(seen).step(state.replace(params=params), batch)
+            return after.params, metrics
+
+        params, metrics = jax.vmap(member)(features, state.params)
+        after = state.replace(step=state.step + 1, params=params)
+        return after, jax.tree.map(jnp.mean, metrics)
+
+    return opinions, rj.types.Algorithm(of_member(features[0]).init, step)
+
+
+def performative(
+    key: jax.Array, shift: jax.Array, *, wish: float, people: int, times: int
+) -> jax.Array:
+    """What is deployed, time after time: the mean opinion of people whom the last one moved."""
+    states = rj.humans.linear_scale(lambda opinion: opinion, noise=1.0)
+
+    def deploy(theta: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        opinions = jnp.full(people, wish + shift * theta)
+        return states(key, opinions).value.mean(), theta
+
+    return jax.lax.scan(deploy, jnp.float32(0), jax.random.split(key, times))[1]
 
 
 def learnt_reward(

@@ -33,7 +33,7 @@ from rlhf_jax.humans.judgements import (
     ordinal,
     rater_effects,
 )
-from rlhf_jax.humans.mistakes import Wrong, opposite, poisoned, with_mistakes
+from rlhf_jax.humans.mistakes import Wrong, opposite, panel, poisoned, with_mistakes
 from rlhf_jax.humans.raters import (
     RaterEffects,
     fit_rater_effects,
@@ -77,6 +77,7 @@ __all__ = [
     "opposite",
     "oracle",
     "ordinal",
+    "panel",
     "partial_observer",
     "persuadable",
     "plackett_luce",

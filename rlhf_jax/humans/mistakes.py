@@ -11,6 +11,7 @@ A ``rate`` is a probability, one for each row, or a function of the examples tha
 each row, as ``near_ties`` does.
 """
 
+import operator
 from collections.abc import Callable
 
 import jax
@@ -25,6 +26,7 @@ from rlhf_jax.feedback import (
     Rating,
     Spans,
     Steps,
+    majority,
 )
 from rlhf_jax.humans.common import (
     Human,
@@ -38,7 +40,7 @@ from rlhf_jax.humans.common import (
 )
 from rlhf_jax.types import Key, PyTree
 
-__all__ = ["Wrong", "opposite", "poisoned", "with_mistakes"]
+__all__ = ["Wrong", "opposite", "panel", "poisoned", "with_mistakes"]
 
 # key, what is meant -> what is said instead
 Wrong = Callable[[Key, Feedback], Feedback]
@@ -152,6 +154,43 @@ def with_mistakes(human: Human, *, rate: Rate, wrong: Wrong = opposite) -> Human
         return rows_where(happens(err, rate, examples), wrong(draw, answer), answer)
 
     return mistaken
+
+
+def panel(human: Human, *, size: int) -> Human:
+    """What most of several say of each pair, who answer by themselves; a tie where none are most.
+
+    Mistakes that they make independently cancel, as far as each is right more often than not; what
+    they have in common does not.
+
+    Args:
+        human: each of them; asked with a key of their own.
+        size: how many they are. An odd number seldom ties.
+
+    Returns:
+        A human who compares, and costs as much as all of them.
+
+    Raises:
+        ValueError: if ``size`` is below 1.
+        TypeError: when asked, if they do not answer with a ``Comparison``.
+
+    Reference: Condorcet 1785, Essai sur l'application de l'analyse à la probabilité des décisions
+    rendues à la pluralité des voix
+
+    >>> from rlhf_jax.feedback import Pairs
+    >>> from rlhf_jax.humans import oracle
+    >>> human = panel(with_mistakes(oracle(lambda x: x), rate=0.25), size=9)
+    >>> answer = human(jax.random.key(0), Pairs(jnp.ones(4000), jnp.zeros(4000)))
+    >>> print(f"{answer.preference.mean():.2f}")  # the binomial distribution says .951
+    0.95
+    """
+    if operator.index(size) < 1:
+        raise ValueError(f"size must be at least 1, not {size}")
+
+    def together(key: Key, examples: PyTree) -> Comparison:
+        answers = jax.vmap(human, (0, None))(jax.random.split(key, size), examples)
+        return majority(answers)
+
+    return together
 
 
 def poisoned(
