@@ -272,7 +272,8 @@ def main(config: Config) -> None:
         chosen = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in train]
         texts = data.tokenise_sequences(chosen, eos_id=begin.final, **tokens).batch
         rate = optimizer(config.sft_rate, config.sft_steps)
-        algorithm = algorithms.supervised(model.factored_logits_fn, rate)
+        most = data.longest_response(texts)
+        algorithm = algorithms.supervised(model.factored_logits_fn, rate, response_length=most)
         start = partial(algorithm.init, params, key)
         size, show = config.batch, ["loss"]
         params = fit("sft", algorithm, start, texts, config.sft_steps, size, show).state.params
@@ -286,8 +287,9 @@ def main(config: Config) -> None:
     method, rate = METHODS[config.method], optimizer(config.rate, config.steps)
     judges, reads, measured = {}, {}, {"learnt_from": len(train), "held_out": len(test)}
     if direct:
-        algorithm = method(model.factored_logits_fn, rate, **settings)
         batch = data.unpaired(pairs, unrelated=True) if config.method == "kto" else pairs
+        settings["response_length"] = data.longest_response(batch)
+        algorithm = method(model.factored_logits_fn, rate, **settings)
         start = partial(algorithm.init, policy, key)
         show = ["loss", "reward"] if config.method == "kto" else ["loss", "accuracy"]
         fitted = fit("policy", algorithm, start, batch, config.steps, config.batch, show)

@@ -21,6 +21,7 @@ __all__ = [
     "constant_length",
     "last_token",
     "log_probs_and_entropies",
+    "marked_log_probs",
     "masked_mean",
     "positions",
     "segmented",
@@ -149,6 +150,69 @@ def token_log_probs(
     [[0.0, -1.3863, -1.3863]]
     """
     return _token_statistics(logits, tokens, temperature, block_size, start, entropies=False)[0]
+
+
+def marked_log_probs(
+    logits: jax.Array | FactoredLogits,
+    tokens: jax.Array,
+    mask: jax.Array,
+    most: int,
+    *,
+    temperature: float = 1.0,
+    block_size: int | None = None,
+) -> jax.Array:
+    """``token_log_probs`` of marked tokens alone: the vocabulary's work is for no others.
+
+    Wherever they lie in their rows; where they all begin in one column, ``token_log_probs`` with
+    that ``start`` does with a slice what this does with a gather.
+
+    Args:
+        logits: as of ``token_log_probs``.
+        tokens: ``int32[B, T]``.
+        mask: ``bool[B, T]``, true where a log-probability is wanted.
+        most: how many there are in a row at most; the work is for ``B * most`` tokens.
+        temperature: as of ``token_log_probs``.
+        block_size: as of ``token_log_probs``.
+
+    Returns:
+        ``float32[B, T]`` in nats, 0 where there is no mark and in the first column, which nothing
+        predicts. Marks of a row beyond ``most`` have NaN: no number is wrong in silence.
+
+    Raises:
+        ValueError: if the shapes disagree, or ``most`` is below 1 or, where that can be known,
+            below the marks of a row.
+
+    >>> tokens, mask = jnp.array([[1, 2, 3]]), jnp.array([[False, False, True]])
+    >>> marked_log_probs(jnp.zeros([1, 3, 4]), tokens, mask, 1).tolist()
+    [[0.0, 0.0, -1.3863]]
+    """
+    if most < 1:
+        raise ValueError(f"most must be at least 1, not {most}")
+    if mask.shape != tokens.shape:
+        raise ValueError(f"mask must be {list(tokens.shape)}, as tokens, not {list(mask.shape)}")
+    if most >= tokens.shape[1] - 1:
+        found = token_log_probs(logits, tokens, temperature=temperature, block_size=block_size)
+        return jnp.where(mask, found, 0)
+    # Nothing predicts the first column, and what is read for it would be thrown away.
+    mask = mask & (jnp.arange(tokens.shape[1]) > 0)
+    if not isinstance(mask, jax.core.Tracer) and (found := int(mask.sum(axis=1).max())) > most:
+        raise ValueError(f"most must be at least the {found} marks of a row, not {most}")
+    columns = jnp.argsort(~mask, axis=1, stable=True)[:, :most]
+    # What predicts each, and one more that predicts nothing, as token_log_probs expects it.
+    before = jnp.pad(jnp.maximum(columns - 1, 0), ((0, 0), (0, 1)))
+
+    def read(array: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(array, before[..., None], axis=1)
+
+    if isinstance(logits, FactoredLogits):
+        logits = logits.replace(hidden=read(logits.hidden))
+    else:
+        logits = read(logits)
+    targets = jnp.pad(jnp.take_along_axis(tokens, columns, axis=1), ((0, 0), (1, 0)))
+    found = token_log_probs(logits, targets, temperature=temperature, block_size=block_size)
+    place = jnp.cumsum(mask, axis=1)
+    back = jnp.take_along_axis(found, jnp.minimum(place, most), axis=1)
+    return jnp.where(mask, jnp.where(place <= most, back, jnp.nan), 0)
 
 
 def log_probs_and_entropies(

@@ -108,6 +108,28 @@ def stepped(compile, algorithm, batch):
     return state.params, metrics
 
 
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("supervised", marks=pytest.mark.slow), "a trunk, weights and text"],
+)
+def test_the_vocabulary_for_responses_alone(name):
+    make, batch, length = CASES[name]
+    batch = TEXT if name == "supervised" else batch
+    most = data.longest_response(batch)
+    assert most + 1 < TEXT.tokens.shape[1]  # or there would be nothing to leave out
+    whole = stepped(jax.jit, make(), batch)
+    found = stepped(jax.jit, make(response_length=most), batch)
+    chex.assert_trees_all_close(found, whole, rtol=1e-5, atol=1e-6)
+    packed, _ = data.pack(batch, length)
+    found = stepped(jax.jit, make(response_length=data.longest_response(packed)), packed)
+    chex.assert_trees_all_close(found, whole, rtol=1e-5, atol=1e-6)
+    params, metrics = stepped(jax.jit, make(response_length=most - 1), batch)
+    assert metrics["skipped"] == 2 and jnp.isnan(metrics["loss"])
+    chex.assert_trees_all_equal(params, PARAMS)
+    with pytest.raises(ValueError, match="batch must hold Sequences; a list holds none"):
+        data.longest_response([1])
+
+
 SLOW = ("supervised on ratings", "ratings and unrelated", "rankings")
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
 

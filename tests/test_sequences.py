@@ -85,6 +85,45 @@ def test_from_a_column_on_and_nothing_before(case):
             sequences.token_log_probs(factored, tokens, **wrong)
 
 
+# Of the second row one can be predicted.
+MARKS = jnp.array([[False, False, True, False, True], [True, True, False, False, False]])
+
+
+@pytest.mark.parametrize("most", [2, 3, 4, 9])
+def test_only_what_is_marked_is_read(case, most):
+    factored, tokens = case
+
+    def marked(factored, dense, block_size):
+        logits = factored.hidden @ factored.unembedding if dense else factored
+        read = sequences.marked_log_probs(logits, tokens, MARKS, most, block_size=block_size)
+        return jnp.sum(read * jnp.arange(1, 1 + read.size).reshape(read.shape)), read
+
+    def all_of_them(factored):
+        read = jnp.where(MARKS, sequences.token_log_probs(factored, tokens), 0)
+        return jnp.sum(read * jnp.arange(1, 1 + read.size).reshape(read.shape)), read
+
+    gradient, expected = jax.grad(all_of_them, has_aux=True)(factored)
+    assert jnp.all(expected[:, 0] == 0) and jnp.all((expected != 0)[:, 1:] == MARKS[:, 1:])
+    for dense, block_size in ((False, 8), (False, 64), (True, 64)):
+        found = jax.grad(marked, has_aux=True)(factored, dense, block_size)
+        chex.assert_trees_all_close(found, (gradient, expected), rtol=1e-5, atol=1e-5)
+
+
+def test_more_marks_than_promised_are_no_number(case):
+    factored, tokens = case
+    marks = jnp.ones(tokens.shape, bool)
+    with pytest.raises(ValueError, match=f"at least the {tokens.shape[1] - 1} marks of a row, not"):
+        sequences.marked_log_probs(factored, tokens, marks, 2)
+    found = jax.jit(lambda m: sequences.marked_log_probs(factored, tokens, m, 2))(marks)
+    expected = sequences.token_log_probs(factored, tokens)
+    np.testing.assert_allclose(found[:, :3], expected[:, :3], atol=1e-6)
+    assert jnp.all(jnp.isnan(found[:, 3:]))
+    with pytest.raises(ValueError, match="most must be at least 1, not 0"):
+        sequences.marked_log_probs(factored, tokens, marks, 0)
+    with pytest.raises(ValueError, match="mask must be "):
+        sequences.marked_log_probs(factored, tokens, marks[:, :2], 2)
+
+
 @pytest.mark.parametrize("block_size", [16, 64])
 def test_logits_with_a_soft_cap(case, block_size):
     factored, tokens = case

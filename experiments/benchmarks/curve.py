@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+from matplotlib.ticker import LogLocator, NullLocator
 
 # Swept around 4 prompts, 8 answers each, 8 + 16 tokens, of the toy size, on one device.
 SWEEPS = {
@@ -73,16 +74,26 @@ def place(name: str, point: dict) -> float:
 
 def plot(found: dict[str, list[dict]], path: Path) -> None:
     """Time and memory against each of them."""
-    figure, axes = plt.subplots(2, len(found), figsize=(3.2 * len(found), 5.2), squeeze=False)
+    # One scale a row: what is nearly flat is seen to be.
+    figure, axes = plt.subplots(
+        2, len(found), figsize=(3.2 * len(found), 5.2), sharey="row", squeeze=False
+    )
     rows = (("median_step_s", "seconds a step"), ("peak_rss_mb", "peak memory, MB"))
     for column, (name, points) in enumerate(found.items()):
+        where = [place(name, point) for point in points]
         for row, (what, label) in enumerate(rows):
             ax = axes[row, column]
-            ax.plot([place(name, p) for p in points], [p[what] for p in points], marker="o")
-            ax.set_xscale("log", base=2 if name != "size" else 10)
-            ax.set_yscale("log")
-            ax.set_xlabel(AXES[name])
-            ax.set_ylabel(label)
+            ax.plot(where, [point[what] for point in points], marker="o")
+            ax.set(xscale="log", yscale="log", xlabel=AXES[name])
+            ax.set_xticks(where, [f"{x:.3g}" for x in where])
+            ax.xaxis.set_minor_locator(NullLocator())
+            ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_minor_locator(NullLocator())
+            ax.grid(axis="y", which="major", alpha=0.3)
+            if column == 0:
+                ax.set_ylabel(label)
+    axes[1, 0].set_ylim(500, None)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -151,7 +151,9 @@ def _preferences(config: Config, model, optimizer) -> Work:
         scores = rj.models.score_model(SHAPES[config.size])
         algorithm = rj.algorithms.reward_model(scores.score_fn, optimizer)
         return Work(algorithm, algorithm.init(scores.init(key), key), batch, {})
-    algorithm = rj.algorithms.dpo(model.factored_logits_fn, optimizer, beta=KL)
+    algorithm = rj.algorithms.dpo(
+        model.factored_logits_fn, optimizer, beta=KL, response_length=config.response_len
+    )
     state = algorithm.init(model.init(key), key)
     rows = _text(config, _random(config, 0, config.sequences, length))
     part = (_reference(config, model), (state.params, rows.tokens, rows.mask))

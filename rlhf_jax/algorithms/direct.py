@@ -47,6 +47,7 @@ def direct(
     reference_free: bool = False,
     trainable: trees.Patterns | None = None,
     trunk_fn: TrunkFn | None = None,
+    response_length: int | None = None,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
@@ -75,6 +76,10 @@ def direct(
         trunk_fn: the lower layers, ``(params, tokens, mask) -> hidden``, of which nothing may
             train. They are run once a batch, for policy and reference; ``logits_fn``
             is then of the others, ``(params, hidden, mask) -> logits``.
+        response_length: the most response tokens that a row of the batch holds (a packed row, if it
+            is packed): the vocabulary's work is then for so many of its tokens. By default
+            it is for all, prompts' and padding's too. If a row has more the loss is NaN, and the
+            update skipped.
         accumulate: into how many parts the batch is cut for the gradient, one after the other: less
             memory, and to rounding the same step. Not with
             ``Rated.unrelated``.
@@ -111,7 +116,7 @@ def direct(
                 read = read_trunk(trunk_fn, *parts, rows.tokens, rows.mask)
 
             def log_probs_of(params):
-                return laid.log_probs(logits_fn(params, read, rows.mask))
+                return laid.log_probs(logits_fn(params, read, rows.mask), response_length)
 
             if reference_free:
                 ref_log_probs = jnp.zeros(mask.shape, jnp.float32)

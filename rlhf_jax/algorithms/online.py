@@ -133,6 +133,7 @@ def online_dpo(
             beta=beta,
             loss=expected,
             trainable=trainable,
+            response_length=answers.tokens.shape[1] - prompts.tokens.shape[1],
             axis_name=axis_name,
         )
         after, metrics = update.step(state.replace(frozen=state.frozen.reference), pairs)
@@ -196,7 +197,8 @@ def nash_md(
         valid = jnp.any(mask, axis=-1)
 
         def log_probs_of(params):
-            log_probs = token_log_probs(logits_fn(params, tokens, answers.mask), tokens)
+            logits = logits_fn(params, tokens, answers.mask)
+            log_probs = token_log_probs(logits, tokens, start=prompts.tokens.shape[1])
             return jnp.where(mask, log_probs, 0)
 
         sampled = jnp.where(mask, answers.log_probs, 0)

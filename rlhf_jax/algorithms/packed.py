@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.algorithms.common import row_keys
 from rlhf_jax.algorithms.feedback import Feedback, sides, together
-from rlhf_jax.sequences import last_token, token_log_probs
+from rlhf_jax.sequences import last_token, marked_log_probs, token_log_probs
 from rlhf_jax.types import FactoredLogits, Key, Packed, Preferences, Ranked, Rated, Sequences
 
 __all__ = ["Laid", "judgement_keys", "laid_out"]
@@ -33,9 +33,18 @@ class Laid(NamedTuple):
     rows: Sequences
     packed: Packed | None
 
-    def log_probs(self, logits: jax.Array | FactoredLogits) -> jax.Array:
-        """``float32[S * B, L]`` of the model's logits of ``rows``, in nats."""
-        log_probs = token_log_probs(logits, self.rows.tokens)
+    def log_probs(
+        self, logits: jax.Array | FactoredLogits, response_length: int | None = None
+    ) -> jax.Array:
+        """``float32[S * B, L]`` of the model's logits of ``rows``, in nats.
+
+        With a ``response_length``, of the responses alone, so many tokens of a row at most.
+        """
+        tokens, marked = self.rows.tokens, self.rows.response_mask
+        if response_length is None:
+            log_probs = token_log_probs(logits, tokens)
+        else:
+            log_probs = marked_log_probs(logits, tokens, marked, response_length)
         if self.packed is None:
             return log_probs
         # A row's sequence before it does not predict a sequence's first token: nothing does.

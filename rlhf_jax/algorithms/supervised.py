@@ -32,6 +32,7 @@ def supervised(
     loss: Callable[..., jax.Array] = cross_entropy,
     aggregation: Aggregation = token_mean,
     trainable: trees.Patterns | None = None,
+    response_length: int | None = None,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
@@ -48,6 +49,10 @@ def supervised(
         trainable: what of the parameters trains: patterns of their paths, such as
             ``"layers/*/lora_*"``, or a predicate of the path (``trees``). The rest has neither
             gradient nor optimiser state. By default all.
+        response_length: the most tokens marked as response that a row of the batch holds (a packed
+            row, if it is packed): the vocabulary's work is then for so many of its tokens. By
+            default it is for all, prompts' and padding's too. If a row has more the loss is NaN,
+            and the update skipped.
         accumulate: into how many parts the batch is cut for the gradient, one after the other: less
             memory, and to rounding the same step. The loss must be of each row by itself.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
@@ -70,7 +75,8 @@ def supervised(
             rows, text = laid.rows, laid.text
             ratings = [laid.batch.ratings] if isinstance(laid.batch, Rated) else []
             checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
-            log_probs = laid.log_probs(logits_fn(params, rows.tokens, rows.mask))
+            logits = logits_fn(params, rows.tokens, rows.mask)
+            log_probs = laid.log_probs(logits, response_length)
             losses = loss(log_probs, text.response_mask, *ratings)
             return {"loss": Term(1.0, aggregation(losses, text.response_mask))}, {}
 

@@ -1,6 +1,6 @@
 """Data as arrays: feedback from files and the hub, the real ratings, text as tokens, batches."""
 
-from rlhf_jax.data.batches import Batches, epochs, stacked
+from rlhf_jax.data.batches import Batches, epochs, longest_response, stacked
 from rlhf_jax.data.checking import FeedbackError
 from rlhf_jax.data.demonstrations import tokenise_prompts, tokenise_sequences
 from rlhf_jax.data.feedback import (
@@ -43,6 +43,7 @@ __all__ = [
     "fingerprint",
     "load_feedback",
     "load_ratings",
+    "longest_response",
     "mismatched",
     "pack",
     "plain_template",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from rlhf_jax.types import Batch, PyTree
+from rlhf_jax.types import Batch, PyTree, Sequences
 
-__all__ = ["Batches", "epochs", "stacked"]
+__all__ = ["Batches", "epochs", "longest_response", "stacked"]
 
 # step -> batch. It has no state: to resume at a step is to ask for that step.
 Batches = Callable[[int], Batch]
@@ -78,6 +78,32 @@ def epochs(arrays: PyTree, batch_size: int, *, seed: int) -> Batches:
         return jax.tree.map(lambda leaf: leaf[index], arrays)
 
     return batch
+
+
+def longest_response(batch: PyTree) -> int:
+    """The most response tokens in any row, for the ``response_length`` of an algorithm.
+
+    Args:
+        batch: one batch, or all data of which they will be: ``Sequences``, whatever is made of
+            them, or what ``pack`` makes of that (then of the packed rows).
+
+    Returns:
+        How many, at least 1.
+
+    Raises:
+        ValueError: if there are no sequences.
+
+    >>> mask = np.array([[False, True, True], [False, False, True]])
+    >>> longest_response(Sequences(np.ones((2, 3), int), mask | True, mask))
+    2
+    """
+    leaves = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Sequences))
+    # In what is packed, those without an array stand for sequences that are in the rows.
+    masks = [x.response_mask for x in leaves if isinstance(x, Sequences)]
+    counts = [np.asarray(mask).sum(axis=-1) for mask in masks if mask is not None]
+    if not counts:
+        raise ValueError(f"batch must hold Sequences; a {type(batch).__name__} holds none")
+    return max(1, *(int(count.max(initial=0)) for count in counts))
 
 
 def stacked(batches: Sequence[Batches]) -> Batches:
