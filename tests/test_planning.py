@@ -123,7 +123,7 @@ def test_operations_by_hand():
     counted = work.operations(planning.Workload(algorithm="supervised", remat=False, **SMALL))
     tokens, length = 8 * 8, 8
     forward = 2 * 2 * LAYER * tokens + 4 * 2 * 16 * tokens * length
-    logits = 2 * 64 * 16 * tokens
+    logits = 2 * 64 * 16 * 8 * 4  # of the responses alone
     assert counted == {"update": 3 * (forward + logits), "recompute": logits}
     counted = work.operations(planning.Workload(algorithm="supervised", lora_rank=2, **SMALL))
     assert counted == {"update": 2 * (forward + logits), "recompute": forward + logits}

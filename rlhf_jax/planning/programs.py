@@ -136,6 +136,7 @@ def _algorithm(workload: Workload) -> Algorithm:
         return algorithms.reward_model(score_model(config).score_fn, optimizer, **settings)
     if not workload.on_policy:
         build = getattr(algorithms, workload.algorithm)
+        settings["response_length"] = workload.response_length
         return build(model.factored_logits_fn, optimizer, **settings)
     sample = sampler(
         model.decoder, max_new_tokens=workload.response_length, eos_id=config.vocab_size - 1

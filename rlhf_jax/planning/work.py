@@ -18,10 +18,11 @@ def operations(workload: Workload) -> dict[str, float]:
     .. math:: F = 2 N T + 4 L H d \sum_t T_t
 
     for a forward pass of ``T`` tokens through ``N`` weights that are multiplied with (the embedding
-    is only looked up), and attention of ``H`` heads of ``d`` to the ``T_t`` columns that are
-    computed for each, masked ones included. A backward pass is twice that, or once where the
-    weights are frozen under adapters; ``remat`` repeats the layers' forward pass, and the logits'
-    is always repeated (``vocabulary``). All responses are taken to be of full length.
+    is only looked up; the unembedding counts for responses alone), and attention of ``H`` heads of
+    ``d`` to the ``T_t`` columns that are computed for each, masked ones included. A backward pass
+    is twice that, or once where the weights are frozen under adapters; ``remat`` repeats the
+    layers' forward pass, and the logits' is always repeated (``vocabulary``). All responses are
+    taken to be of full length.
 
     Args:
         workload: the step.
@@ -31,13 +32,14 @@ def operations(workload: Workload) -> dict[str, float]:
         ``recompute``, what of the update is done twice to save memory.
 
     >>> counted = operations(Workload(algorithm="supervised", batch=8))
-    >>> sorted(counted), round(counted["update"] / (6 * 7.5e9 * 8 * 1024), 2)
+    >>> sorted(counted), round(counted["update"] / (6 * 7.24e9 * 8 * 1024), 2)
     (['recompute', 'update'], 1.04)
     """
     config, length = workload.config, workload.length
     tokens = workload.sequences * length
     layers = _layers(config, tokens, tokens * length)
-    logits = 2.0 * tokens * config.hidden_size * config.vocab_size
+    answered = workload.sequences * workload.response_length
+    logits = 2.0 * answered * config.hidden_size * config.vocab_size
     backward = 1 if workload.lora_rank else 2
     heads = layers if workload.algorithm == "reward_model" else layers + logits
     again = layers * _repeated(workload.remat) + (heads - layers)
