@@ -89,7 +89,7 @@ def test_from_a_column_on_and_nothing_before(case):
 MARKS = jnp.array([[False, False, True, False, True], [True, True, False, False, False]])
 
 
-@pytest.mark.parametrize("most", [2, 3, 4, 9])
+@pytest.mark.parametrize("most", [2, 4])
 def test_only_what_is_marked_is_read(case, most):
     factored, tokens = case
 
