@@ -163,12 +163,13 @@ def plan(
         where = _where(topology, memory_gib)
         axes = axes_of(mesh, where.chips)
     notes = check_mesh(workload, axes)
+    # Before anything is traced: once JAX has looked at its devices, no more can be simulated.
+    devices = parallel.make_mesh(**axes, devices=where.devices()) if compile else None
     shapes = program(workload)
     parts = memory.arithmetic(workload, axes, shapes)
     estimate = parts["cache"] + parts["temporaries"]
     limit, found = where.chip.memory, None
     if compile:
-        devices = parallel.make_mesh(**axes, devices=where.devices())
         found = compiled(shapes, devices, tokens=workload.response_length)
         parts, limit = _read(parts, found, limit)
     measured = (parts["cache"] + parts["temporaries"]) / estimate
