@@ -18,7 +18,7 @@ from rlhf_jax.algorithms.common import (
 from rlhf_jax.algorithms.direct import direct
 from rlhf_jax.algorithms.partial import frozen_reference, split_trainable, whole_reference
 from rlhf_jax.losses import bradley_terry, reinforce
-from rlhf_jax.sequences import sequence_sum, token_log_probs, token_mean
+from rlhf_jax.sequences import marked_log_probs, sequence_sum, token_mean
 from rlhf_jax.types import (
     Algorithm,
     JudgeFn,
@@ -198,8 +198,8 @@ def nash_md(
 
         def log_probs_of(params):
             logits = logits_fn(params, tokens, answers.mask)
-            log_probs = token_log_probs(logits, tokens, start=prompts.tokens.shape[1])
-            return jnp.where(mask, log_probs, 0)
+            width = tokens.shape[1] - prompts.tokens.shape[1]
+            return marked_log_probs(logits, tokens, mask, width)
 
         sampled = jnp.where(mask, answers.log_probs, 0)
         ratio = jnp.sum(sampled - log_probs_of(reference), axis=-1)
