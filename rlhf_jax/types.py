@@ -22,6 +22,7 @@ __all__ = [
     "Callback",
     "Decoder",
     "FactoredLogits",
+    "Forked",
     "GroupAdvantage",
     "ImplicitReward",
     "JudgeFn",
@@ -192,6 +193,29 @@ class Packed:
     index: jax.Array
     said: PyTree
     width: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Forked:
+    """The mask of rows that each hold a prompt and, behind it, ``K`` answers of ``R`` columns.
+
+    ``forks.fork`` makes such rows. An answer sees the prompt and itself, and nothing of the others.
+
+    Attributes:
+        mask: ``bool[N, P + K * R]``, true on real tokens.
+        samples: ``K``.
+        prompt_length: ``P``.
+    """
+
+    mask: jax.Array
+    samples: int = flax.struct.field(pytree_node=False)
+    prompt_length: int = flax.struct.field(pytree_node=False)
+
+    @property
+    def length(self) -> int:
+        """Of a sequence: ``P + R``."""
+        answers = self.mask.shape[1] - self.prompt_length
+        return self.prompt_length + answers // self.samples
 
 
 @flax.struct.dataclass

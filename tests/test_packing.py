@@ -12,7 +12,7 @@ import pytest
 import toys
 
 from rlhf_jax import algorithms, data, losses, parallel
-from rlhf_jax.algorithms.packed import laid_out
+from rlhf_jax.algorithms.laid import laid_out
 from rlhf_jax.models import TransformerConfig, score_model, token_score_model, value_model
 from rlhf_jax.sequences import positions, sequence_mean
 from rlhf_jax.types import Preferences, Sequences

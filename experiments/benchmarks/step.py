@@ -58,6 +58,8 @@ class Config:
     devices: int = 1
     """Over which the batch is cut; simulated ones need
     XLA_FLAGS=--xla_force_host_platform_device_count=N."""
+    share_prompts: bool = True
+    """Whether a prompt is read once for all answers to it."""
     turns: bool = False
     """Take a step for each line on the standard input, as compare.py asks."""
 
@@ -145,15 +147,17 @@ def _preferences(config: Config, model, optimizer) -> Work:
 
     def batch(step: int) -> Preferences:
         tokens = _random(config, step, 2, config.sequences // 2, length)
+        tokens[1, :, : config.prompt_len] = tokens[0, :, : config.prompt_len]
         return Preferences(*(_text(config, side) for side in tokens))
+
+    lengths = {"prompt_length": config.prompt_len if config.share_prompts else None}
+    lengths["response_length"] = config.response_len
 
     if config.task == "reward":
         scores = rj.models.score_model(SHAPES[config.size])
-        algorithm = rj.algorithms.reward_model(scores.score_fn, optimizer)
+        algorithm = rj.algorithms.reward_model(scores.score_fn, optimizer, **lengths)
         return Work(algorithm, algorithm.init(scores.init(key), key), batch, {})
-    algorithm = rj.algorithms.dpo(
-        model.factored_logits_fn, optimizer, beta=KL, response_length=config.response_len
-    )
+    algorithm = rj.algorithms.dpo(model.factored_logits_fn, optimizer, beta=KL, **lengths)
     state = algorithm.init(model.init(key), key)
     rows = _text(config, _random(config, 0, config.sequences, length))
     part = (_reference(config, model), (state.params, rows.tokens, rows.mask))
@@ -170,6 +174,7 @@ def _policy(config: Config, model, optimizer) -> Work:
         return rj.sequences.masked_mean(low, sequences.response_mask, axis=-1)
 
     settings = {"samples_per_prompt": config.group, "kl_coefficient": KL}
+    settings |= {"share_prompts": config.share_prompts}
     params = model.init(key)
     if config.task == "ppo":
         critic = rj.models.value_model(shape)

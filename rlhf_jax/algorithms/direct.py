@@ -7,7 +7,7 @@ import optax
 from rlhf_jax import trees
 from rlhf_jax.algorithms.common import Term, descended, new_state
 from rlhf_jax.algorithms.feedback import Feedback, check_separable, imitated, judged, sides
-from rlhf_jax.algorithms.packed import laid_out
+from rlhf_jax.algorithms.laid import laid_out
 from rlhf_jax.algorithms.partial import (
     frozen_reference,
     read_trunk,
@@ -47,6 +47,7 @@ def direct(
     reference_free: bool = False,
     trainable: trees.Patterns | None = None,
     trunk_fn: TrunkFn | None = None,
+    prompt_length: int | None = None,
     response_length: int | None = None,
     accumulate: int = 1,
     axis_name: str | None = None,
@@ -76,6 +77,12 @@ def direct(
         trunk_fn: the lower layers, ``(params, tokens, mask) -> hidden``, of which nothing may
             train. They are run once a batch, for policy and reference; ``logits_fn``
             is then of the others, ``(params, hidden, mask) -> logits``.
+        prompt_length: the most tokens that stand before a response. If it is given, beside
+            ``response_length``, policy and reference read a prompt once for the sides of a
+            judgement (``forks``), for a ``logits_fn`` that knows forked rows, as
+            ``models.language_model``'s; ``data.shared_lengths`` knows both. Behind a shared prompt
+            ``response_length`` counts all tokens from the first response token on. Where the sides
+            have different prompts, or a row is longer than that, the update is skipped.
         response_length: the most response tokens that a row of the batch holds (a packed row, if it
             is packed): the vocabulary's work is then for so many of its tokens. By default
             it is for all, prompts' and padding's too. If a row has more the loss is NaN, and the
@@ -108,7 +115,9 @@ def direct(
         check_separable(batch, accumulate)
 
         def objective(params, batch):
-            laid = laid_out(batch)
+            laid = laid_out(
+                batch, prompt_length=prompt_length, response_length=response_length
+            )
             batch, rows, mask = laid.batch, laid.rows, laid.text.response_mask
             read = rows.tokens
             if trunk_fn is not None:
@@ -116,7 +125,7 @@ def direct(
                 read = read_trunk(trunk_fn, *parts, rows.tokens, rows.mask)
 
             def log_probs_of(params):
-                return laid.log_probs(logits_fn(params, read, rows.mask), response_length)
+                return laid.log_probs(logits_fn(params, read, rows.mask))
 
             if reference_free:
                 ref_log_probs = jnp.zeros(mask.shape, jnp.float32)

@@ -63,24 +63,22 @@ class Experience(NamedTuple):
 
 
 def scorer(
-    logits_fn: LogitsFn,
     reward_fn: RewardFn | None,
     shared_fn: SharedFn | None,
     aggregate: Adaptive | None,
     axis_name: str | None,
-) -> Callable[[TrainState, Sequences, PyTree, jax.Array], tuple[Shared, list[jax.Array]]]:
+) -> Callable[..., tuple[Shared, list[jax.Array]]]:
     """Scores samples, and reads them with the reference.
 
     Args:
-        logits_fn: the reference policy's.
         reward_fn: the reward, or
-        shared_fn: both of one forward pass.
+        shared_fn: it and the reference's logits of one forward pass.
         aggregate: from the rewards of several models to one, if there are several.
         axis_name: the pmapped axis, if any.
 
     Returns:
-        ``(state, sequences, read, mask[B, T]) -> (Shared, means)``: the reference's logits, of
-        what it reads; rewards ``[B]`` or ``[B, T]``, 0 where masked; and, with ``aggregate``, what
+        ``(logits_fn, state, sequences, read, mask[B, T]) -> (Shared, means)``: the reference's
+        logits, of what it reads; rewards ``[B]`` or ``[B, T]``, 0 where masked; and, with ``aggregate``, what
         was earned of each model on average.
 
     Raises:
@@ -91,7 +89,11 @@ def scorer(
         raise ValueError("give either reward_fn or shared_fn; of the two, the other is None")
 
     def scored(
-        state: TrainState, sequences: Sequences, read: PyTree, mask: jax.Array
+        logits_fn: LogitsFn,
+        state: TrainState,
+        sequences: Sequences,
+        read: PyTree,
+        mask: jax.Array,
     ) -> tuple[Shared, list]:
         """The reference's logits; one reward an answer or a token; the mean of each model's."""
         reference, params = state.frozen.reference, state.frozen.reward

@@ -1,6 +1,7 @@
 """Policy optimisation by policy gradient: step 3 of RLHF as one compiled function."""
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,7 @@ from rlhf_jax.algorithms.partial import (
     whole_reference,
 )
 from rlhf_jax.divergences import Coefficient, fixed_coefficient, kl_k1
+from rlhf_jax.forks import prompts_once
 from rlhf_jax.losses import clipped_value, reinforce
 from rlhf_jax.sequences import (
     Aggregation,
@@ -116,6 +118,7 @@ def policy_gradient(
     watch: Callable[[Params, Sequences], dict[str, jax.Array]] | None = None,
     trainable: trees.Patterns | None = None,
     trunk_fn: TrunkFn | None = None,
+    share_prompts: bool = False,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Improves a policy against a reward: sample, score, estimate advantages, update.
@@ -175,6 +178,11 @@ def policy_gradient(
             may train. They are run once a round of samples, for policy and reference and all
             updates; ``logits_fn`` is then of the others, ``(params, hidden, mask) -> logits``, and
             ``shared_fn`` has ``hidden`` as its fourth argument.
+        share_prompts: whether policy and reference read a prompt once for its ``K`` samples
+            (``forks.prompts_once``), to rounding the same step, for a ``logits_fn`` (and a
+            ``trunk_fn``) that knows forked rows, as ``models.language_model``'s. A minibatch, and a
+            part of ``accumulate``, then has all samples of a prompt or none. Rewards, critic and
+            ``shared_fn`` read the samples as they are.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -208,7 +216,7 @@ def policy_gradient(
     if aggregate is not None and not isinstance(aggregate, Adaptive):
         checks.takes(aggregate, "aggregate", "rewards")
         aggregate = fixed(aggregate)
-    scored = scorer(logits_fn, reward_fn, shared_fn, aggregate, axis_name)
+    scored = scorer(reward_fn, shared_fn, aggregate, axis_name)
     per_token = value_fn is not None if per_token is None else per_token
     if value_fn is not None and not per_token:
         raise ValueError("a critic (value_fn) needs an advantage of tokens: per_token must be True")
@@ -245,7 +253,11 @@ def policy_gradient(
         extra = Adapted(kl_coefficient.init(), () if aggregate is None else aggregate.init())
         return new_state(params, optimizer, key, frozen=frozen, extra=extra, trainable=trainable)
 
-    def read_of(params: Params, sequences: Sequences) -> PyTree:
+    def once(read_fn: LogitsFn | TrunkFn, start: int, width: int) -> LogitsFn | TrunkFn:
+        """What reads the prompts, of ``start`` of ``width`` columns, once if that is wanted."""
+        return prompts_once(read_fn, samples_per_prompt, width - start) if share_prompts else read_fn
+
+    def read_of(params: Params, sequences: Sequences, trunk_fn: TrunkFn | None) -> PyTree:
         """What the policy's logits are of."""
         if trunk_fn is None:
             return sequences.tokens
@@ -261,8 +273,8 @@ def policy_gradient(
         """The rewards of the answers that are compared with."""
         keys = row_keys(jax.random.fold_in(key, _BASELINE), prompts.tokens.shape[0], axis_name)
         answers = baseline_fn(policy_of(state.params), prompts, keys)
-        read = read_of(state.params, answers)
-        rewards = scored(state, answers, read, answers.response_mask)[0].rewards
+        read = read_of(state.params, answers, trunk_fn)
+        rewards = scored(logits_fn, state, answers, read, answers.response_mask)[0].rewards
         return rewards if rewards.ndim == 1 else jnp.sum(rewards, axis=-1)
 
     def explore(
@@ -281,9 +293,10 @@ def policy_gradient(
         old_log_probs = jnp.where(mask, sequences.log_probs, 0)
         tokens = sequences.tokens
 
-        read = read_of(state.params, sequences)
-        found, each_model = scored(state, sequences, read, mask)
         start = _response_start(prompts, sequences)
+        once_of = partial(once, start=start, width=tokens.shape[1])
+        read = read_of(state.params, sequences, trunk_fn and once_of(trunk_fn))
+        found, each_model = scored(once_of(logits_fn), state, sequences, read, mask)
         ref_log_probs = token_log_probs(found.logits, tokens, temperature=temperature, start=start)
         ref_log_probs = jnp.where(mask, ref_log_probs, 0)
         penalty = jnp.zeros_like(old_log_probs)
@@ -343,11 +356,13 @@ def policy_gradient(
     def gradient_of(
         trained: Params, batch: Experience, rest: Params, coefficient: jax.Array, start: int
     ) -> tuple[PyTree, Metrics]:
-        """Of one minibatch, and what it measures."""
+        """Of one minibatch ``[n, k, ...]``, and what it measures."""
 
         def objective(trained, batch):
             params = trees.join(trained, rest)
-            logits = logits_fn(policy_of(params), batch.read, batch.mask)
+            batch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), batch)
+            reader = once(logits_fn, start, batch.tokens.shape[1])
+            logits = reader(policy_of(params), batch.read, batch.mask)
             if entropy_weight:
                 log_probs, entropies = log_probs_and_entropies(
                     logits, batch.tokens, temperature=temperature, start=start
@@ -375,16 +390,20 @@ def policy_gradient(
         return gradients(objective, trained, axis_name, batch=batch, accumulate=accumulate)
 
     def step(state: TrainState, batch: Prompts) -> tuple[TrainState, Metrics]:
+        # What is not to be cut apart: all samples of a prompt, if they share it.
+        whole = samples_per_prompt if share_prompts else 1
         rows = batch.tokens.shape[0] * samples_per_prompt
-        if rows % minibatches:
+        if rows // whole % minibatches:
             raise ValueError(
                 f"{rows} sequences ({batch.tokens.shape[0]} prompts a device, {samples_per_prompt} "
-                f"samples each) cannot be cut into {minibatches} minibatches"
+                f"samples each{', which share_prompts keeps together' if share_prompts else ''}) "
+                f"cannot be cut into {minibatches} minibatches"
             )
         trained, rest = split_trainable(state.params, trainable)
         experience, adapted, metrics, watched = explore(state, batch)
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.step), _SHUFFLE)
         others = (rest, state.extra.kl_coefficient, _response_start(batch, experience))
+        experience = jax.tree.map(lambda x: x.reshape(-1, whole, *x.shape[1:]), experience)
 
         def update(carry, minibatch):
             gradient, metrics = gradient_of(carry[0], minibatch, *others)

@@ -14,7 +14,7 @@ from rlhf_jax.algorithms.common import (
     rows_mean,
 )
 from rlhf_jax.algorithms.feedback import Feedback, check_separable, judged, sides
-from rlhf_jax.algorithms.packed import judgement_keys, laid_out
+from rlhf_jax.algorithms.laid import judgement_keys, laid_out
 from rlhf_jax.losses import bradley_terry
 from rlhf_jax.sequences import Mean
 from rlhf_jax.types import (
@@ -44,6 +44,8 @@ def reward_model(
     centering: float = 0.0,
     token_dropout: float = 0.0,
     trainable: trees.Patterns | None = None,
+    prompt_length: int | None = None,
+    response_length: int | None = None,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> Algorithm:
@@ -72,6 +74,11 @@ def reward_model(
         trainable: what of the parameters trains: patterns of their paths, such as
             ``"head/*"``, or a predicate of the path (``trees``). The rest has neither
             gradient nor optimiser state. By default all.
+        prompt_length: the most tokens that stand before a response. If it is given, the prompt is
+            read once for the sides of a judgement (``forks``), by a ``score_fn`` that knows forked
+            rows, as ``models.score_model``'s; ``data.shared_lengths`` knows both lengths. Where the
+            sides have different prompts, or a row is longer, the update is skipped.
+        response_length: the most tokens from the first response token on, for ``prompt_length``.
         accumulate: into how many parts the batch is cut for the gradient, one after the other: less
             memory, and to rounding the same step. Not with
             ``Rated.unrelated``.
@@ -83,7 +90,7 @@ def reward_model(
         knows packed rows, as ``models.score_model``'s; metrics as of ``direct``.
 
     Raises:
-        ValueError: if ``token_dropout`` is not in [0, 1); when called, if there is ``centering`` of
+        ValueError: if ``token_dropout`` is not in [0, 1), or there is ``prompt_length`` with it; when called, if there is ``centering`` of
             more than one reward a sequence.
 
     Reference: Ouyang et al. 2022, eq. 1, https://arxiv.org/abs/2203.02155; centering, Eisenstein et
@@ -92,6 +99,11 @@ def reward_model(
     """
     if not 0 <= token_dropout < 1:
         raise ValueError(f"token_dropout must be at least 0 and below 1, not {token_dropout}")
+    if token_dropout and prompt_length is not None:
+        raise ValueError(
+            f"token_dropout={token_dropout} hides other tokens of a prompt from each answer: "
+            "prompt_length, with which these share it, must be None"
+        )
 
     def init(params: Params, key: Key) -> TrainState:
         return new_state(params, optimizer, key, trainable=trainable)
@@ -105,7 +117,9 @@ def reward_model(
 
         def objective(params, given):
             batch, keys = given
-            laid = laid_out(batch)
+            laid = laid_out(
+                batch, prompt_length=prompt_length, response_length=response_length
+            )
             batch, mask = laid.batch, laid.text.mask
             every = sides(batch)
             valid = jnp.any(every[0].response_mask, axis=-1)

@@ -7,7 +7,7 @@ import optax
 
 from rlhf_jax import checks, trees
 from rlhf_jax.algorithms.common import Term, descended, new_state
-from rlhf_jax.algorithms.packed import laid_out
+from rlhf_jax.algorithms.laid import laid_out
 from rlhf_jax.losses import cross_entropy
 from rlhf_jax.sequences import Aggregation, token_mean
 from rlhf_jax.types import (
@@ -71,12 +71,12 @@ def supervised(
 
     def step(state: TrainState, batch: Sequences | Rated | Packed) -> tuple[TrainState, Metrics]:
         def objective(params, batch):
-            laid = laid_out(batch, written)
+            laid = laid_out(batch, written, response_length=response_length)
             rows, text = laid.rows, laid.text
             ratings = [laid.batch.ratings] if isinstance(laid.batch, Rated) else []
             checks.takes(loss, "loss", "log_probs", "mask", *(["ratings"] if ratings else []))
             logits = logits_fn(params, rows.tokens, rows.mask)
-            log_probs = laid.log_probs(logits, response_length)
+            log_probs = laid.log_probs(logits)
             losses = loss(log_probs, text.response_mask, *ratings)
             return {"loss": Term(1.0, aggregation(losses, text.response_mask))}, {}
 

@@ -16,6 +16,7 @@ from rlhf_jax.models.transformer import Transformer
 from rlhf_jax.sequences import align, last_token, positions, segmented
 from rlhf_jax.types import (
     FactoredLogits,
+    Forked,
     Key,
     LogitsFn,
     Params,
@@ -96,8 +97,9 @@ def score_model(config: TransformerConfig) -> ScoreModel:
         config: the trunk's shape.
 
     Returns:
-        A ``ScoreModel``; a row without any real token scores 0. Of packed rows (segment ids for a
-        mask) its scores are those at all tokens, as of ``token_score_model``.
+        A ``ScoreModel``; a row without any real token scores 0. Of packed or forked rows
+        (segment ids or ``Forked`` for a mask) its scores are those at all tokens, as of
+        ``token_score_model``.
 
     >>> model = score_model(TransformerConfig(vocab_size=16, hidden_size=8, num_layers=1))
     >>> params = model.init(jax.random.key(0))
@@ -108,7 +110,7 @@ def score_model(config: TransformerConfig) -> ScoreModel:
 
     def score_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         scores = module.apply({"params": params}, tokens, mask)
-        if segmented(mask):  # Who packed the rows knows where each sequence ends.
+        if _several(mask):  # Who laid out the rows knows where each sequence ends.
             return scores
         return jnp.sum(jnp.where(last_token(mask), scores, 0), axis=-1)
 
@@ -313,9 +315,11 @@ def trunk_scores(
     def score_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         logits = _factored(factored_logits_fn, params["trunk"], tokens, mask)
         scores = head.apply(params["head"], jax.lax.stop_gradient(logits.hidden))
-        if segmented(mask):
+        if _several(mask):
             if reward is not last_score:
-                raise ValueError("packed rows are scored at last tokens: reward must be last_score")
+                raise ValueError(
+                    "packed or forked rows are scored at last tokens: reward must be last_score"
+                )
             return scores
         rewards = reward(scores, Sequences(tokens, mask, mask))
         return rewards if scores.ndim == 2 else jnp.moveaxis(rewards, 0, -1)
@@ -343,6 +347,11 @@ def feature_values(head: Head) -> Callable[[Params, jax.Array, jax.Array], jax.A
         return align(head.apply(params, features))
 
     return value_fn
+
+
+def _several(mask: jax.Array | Forked) -> bool:
+    """Whether a row is of several sequences."""
+    return isinstance(mask, Forked) or segmented(mask)
 
 
 def _factored(

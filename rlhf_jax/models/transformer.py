@@ -31,7 +31,7 @@ from rlhf_jax.models.configuration import TransformerConfig
 from rlhf_jax.models.lora import Dense
 from rlhf_jax.placing import looked_up, placed
 from rlhf_jax.sequences import positions, segmented
-from rlhf_jax.types import Decoder, FactoredLogits, Key, LogitsFn, Params
+from rlhf_jax.types import Decoder, FactoredLogits, Forked, Key, LogitsFn, Params
 from rlhf_jax.vocabulary import logits_of
 
 __all__ = [
@@ -54,8 +54,9 @@ class _Context(NamedTuple):
     """What all layers are told of the tokens: where each is, and what it may see.
 
     ``seen`` and ``near`` are ``bool[B, S, T]``: of the tokens among themselves, or of the columns
-    of the cache into which they go; ``before`` and ``before_near`` of what the cache continues.
-    ``near`` and ``before_near`` are of the layers that slide.
+    of the cache into which they go; ``before`` and ``before_near`` of what they continue, the
+    cache's prefix or, if the rows are forked, the prompt, whose own context is ``prompt``. ``near``
+    and ``before_near`` are of the layers that slide.
     """
 
     positions: jax.Array
@@ -64,9 +65,16 @@ class _Context(NamedTuple):
     cache: KVCache | None = None
     before: jax.Array | None = None
     before_near: jax.Array | None = None
+    prompt: "_Context | None" = None
 
 
-def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) -> _Context:
+def _context(
+    config: TransformerConfig, mask: jax.Array | Forked, cache: KVCache | None
+) -> _Context:
+    if isinstance(mask, Forked):
+        if cache is not None:
+            raise ValueError("a cache is of one sequence a row: mask must be boolean")
+        return _forked_context(config, mask)
     new, window = mask.shape[1], config.sliding_window
     places = positions(mask)
     seen = jnp.tril(jnp.ones([new, new], bool))
@@ -85,6 +93,23 @@ def _context(config: TransformerConfig, mask: jax.Array, cache: KVCache | None) 
         return _Context(places, seen, close, cache)
     before = caches.seen_by(places, cache.prefix, window)
     return _Context(places, seen, close, cache, *before)
+
+
+def _forked_context(config: TransformerConfig, forked: Forked) -> _Context:
+    """Of the answers, that of their prompts inside; ``positions`` are of the rows as they lie."""
+    mask, samples, start = forked.mask, forked.samples, forked.prompt_length
+    prompt = _context(config, mask[:, :start], None)
+    answers = _context(config, mask[:, start:].reshape(mask.shape[0] * samples, -1), None)
+    read = jnp.repeat(jnp.sum(mask[:, :start], axis=1), samples)
+    places = answers.positions + read[:, None]
+    before = jnp.repeat(mask[:, None, :start], samples, axis=0)
+    before = jnp.broadcast_to(before, (*places.shape, start))
+    close = None
+    if config.sliding_window is not None:
+        ahead = jnp.repeat(prompt.positions, samples, axis=0)
+        close = before & near(places, ahead, config.sliding_window)
+    rows = jnp.concatenate([prompt.positions, places.reshape(mask.shape[0], -1)], axis=1)
+    return answers._replace(positions=rows, before=before, before_near=close, prompt=prompt)
 
 
 class _RMSNormFromOne(nn.Module):
@@ -137,8 +162,8 @@ class Block(nn.Module):
             queries, keys = norm("query_norm")(queries), norm("key_norm")(keys)
         if not config.learned_positions:
             queries, keys = self.rotated(queries, keys, layer, context)
-        keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
-        h, read = self.attended(queries, keys, values, layer, context)
+        attended = self.attended if context.prompt is None else self.forked
+        h, read = attended(queries, keys, values, layer, context)
         h = dense(config.hidden_size, use_bias=config.attention_out_bias, name="attention_out")(h)
         x = x + (norm("attention_post_norm")(h) if config.post_norms else h)
 
@@ -170,29 +195,54 @@ class Block(nn.Module):
             frequencies = jnp.where(self.slides(layer), local, frequencies)
         return [rotate(x, context.positions, frequencies) for x in (queries, keys)]
 
+    def block(self, keys, values, layer, seen, near):
+        """Keys and values ``[B, G, T, D]``, and what of them is seen in this layer."""
+        if self.config.sliding_window is not None:
+            seen = jnp.where(self.slides(layer), near, seen)
+        return KeyBlock(keys, values, seen)
+
+    def attend(self, queries, *blocks):
+        config, scale = self.config, self.config.resolved_query_scale
+        if config.rope_scaling is not None:
+            scale *= config.rope_scaling.resolved_attention_factor**2
+        settings = {"softcap": config.attention_softcap, "implementation": config.attention}
+        return attend(queries, blocks, scale=scale, **settings)
+
     def attended(self, queries, keys, values, layer, context):
-        config, cache = self.config, context.cache
-
-        def visible(seen, near):
-            if config.sliding_window is None:
-                return seen
-            return jnp.where(self.slides(layer), near, seen)
-
-        read = keys, values
+        """What is read of the rows' own tokens and of those in the cache; the keys and values."""
+        cache, block = context.cache, partial(self.block, layer=layer)
+        keys, values = keys.swapaxes(1, 2), values.swapaxes(1, 2)
+        read, blocks = (keys, values), []
         if cache is not None:
             keys = caches.insert(cache.keys[layer], keys, cache.length, 2)
             values = caches.insert(cache.values[layer], values, cache.length, 2)
             if isinstance(cache.keys, tuple):  # They are written where they lie.
                 read = keys, values
-        blocks = [KeyBlock(keys, values, visible(context.seen, context.near))]
-        if cache is not None and (prefix := cache.prefix) is not None:
-            seen = visible(context.before, context.before_near)
-            blocks.insert(0, KeyBlock(prefix.keys[layer], prefix.values[layer], seen))
-        scale = config.resolved_query_scale
-        if config.rope_scaling is not None:
-            scale *= config.rope_scaling.resolved_attention_factor**2
-        settings = {"softcap": config.attention_softcap, "implementation": config.attention}
-        return attend(queries, blocks, scale=scale, **settings), read
+            if (prefix := cache.prefix) is not None:
+                ahead = prefix.keys[layer], prefix.values[layer]
+                blocks.append(block(*ahead, seen=context.before, near=context.before_near))
+        blocks.append(block(keys, values, seen=context.seen, near=context.near))
+        return self.attend(queries, *blocks), read
+
+    def forked(self, queries, keys, values, layer, context):
+        """As ``attended``, of prompts by themselves and of answers behind their prompt."""
+        block, prompt = partial(self.block, layer=layer), context.prompt
+        start, answers = prompt.seen.shape[1], context.seen.shape[:2]
+
+        def apart(x):
+            return x[:, :start], x[:, start:].reshape(*answers, *x.shape[2:])
+
+        of_prompts, of_answers = zip(*map(apart, (queries, keys, values)), strict=True)
+        (asked, *ahead), (answered, *own) = of_prompts, of_answers
+        ahead, own = ([x.swapaxes(1, 2) for x in both] for both in (ahead, own))
+        first = self.attend(asked, block(*ahead, seen=prompt.seen, near=prompt.near))
+        behind = self.attend(
+            answered,
+            block(*ahead, seen=context.before, near=context.before_near),
+            block(*own, seen=context.seen, near=context.near),
+        )
+        mixed = jnp.concatenate([first, behind.reshape(len(first), -1, first.shape[-1])], axis=1)
+        return mixed, (keys, values)
 
 
 class Transformer(nn.Module):
@@ -254,7 +304,8 @@ class Transformer(nn.Module):
         Args:
             tokens: ``int32[B, S]``.
             mask: ``bool[B, S]``, false on padding, on either side; or, without a cache, segment
-                ids ``int32[B, S]``, of several sequences in a row.
+                ids ``int32[B, S]``, of several sequences in a row, or ``Forked``, of several
+                answers behind a prompt.
             cache: of the tokens before, or ``None``.
 
         Returns:
@@ -363,7 +414,7 @@ def language_model(config: TransformerConfig) -> LanguageModel:
             raise ValueError(f"{length} tokens, but the model reads at most {config.max_length}")
 
     def trunk_fn(params: Params, tokens: jax.Array, mask: jax.Array) -> jax.Array:
-        check_length(tokens.shape[1])
+        check_length(mask.length if isinstance(mask, Forked) else tokens.shape[1])
         return trunk(params, tokens, mask)
 
     def factored(params: Params, hidden: jax.Array) -> FactoredLogits:
