@@ -3,8 +3,8 @@
 Samples of one prompt, the two sides of a comparison, the answers of a ranking begin alike. In
 ``K`` rows of ``P + R`` tokens a model reads the prompt ``K`` times, forwards and backwards; forked,
 they are one row of ``P + K R``, in which an answer sees the prompt and itself. Each token has the
-position, and sees the tokens, that it would have in a row of its own, so the numbers are the same to
-rounding. The mask says it: a ``types.Forked`` in place of ``bool[B, T]``.
+position, and sees the tokens, that it would have in a row of its own, so that the numbers are the
+same to rounding. The mask says how a row lies: a ``types.Forked`` instead of ``bool[B, T]``.
 """
 
 from collections.abc import Callable

@@ -57,11 +57,12 @@ def test_the_implementation_of_jax_is_the_same_mathematics():
         ({"dtype": jnp.float32}, None),
         ({"columns": 5}, None),
         ({"softcap": 2.0}, None),
-        ({"blocks": 2}, None),
+        ({"blocks": 2, "columns": 3}, "cudnn"),  # put together
+        ({"blocks": 2, "columns": 3, "new": 1}, None),  # one more token
     ],
 )
 def test_cudnn_is_used_where_it_can_be(case, expected, monkeypatch):
-    case = {"backend": "gpu", "dtype": jnp.bfloat16, "columns": 6, "blocks": 1} | case
+    case = {"backend": "gpu", "dtype": jnp.bfloat16, "columns": 6, "blocks": 1, "new": 2} | case
     asked = []
 
     def instead(queries, keys, values, **settings):
@@ -71,8 +72,9 @@ def test_cudnn_is_used_where_it_can_be(case, expected, monkeypatch):
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", instead)
     monkeypatch.setattr(attention.jax, "default_backend", lambda: case["backend"])
-    queries = jnp.asarray(QUERIES, case["dtype"])
+    queries = jnp.asarray(QUERIES, case["dtype"])[:, : case["new"]]
     blocks = [block(4, case["columns"]) for _ in range(case["blocks"])]
+    blocks = [x._replace(seen=x.seen[:, : case["new"]]) for x in blocks]
     out = attend(queries, blocks, scale=1.0, softcap=case.get("softcap"))
-    assert out.shape == (4, 2, 48)
+    assert out.shape == (4, case["new"], 48)
     assert asked == ([] if expected is None else [expected])

@@ -7,7 +7,16 @@ PACKAGE = Path(__file__).parent.parent / "rlhf_jax"
 LAYERS = [
     {"types", "checks", "placing"},
     {"vocabulary"},
-    {"sequences", "feedback", "distributions", "assets", "configuration", "digests", "trees"},
+    {
+        "sequences",
+        "forks",
+        "feedback",
+        "distributions",
+        "assets",
+        "configuration",
+        "digests",
+        "trees",
+    },
     {
         "losses",
         "implicit_rewards",

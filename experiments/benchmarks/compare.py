@@ -39,7 +39,12 @@ WANTED = {
 }
 WANTED_SHARE = {"grpo/tiny": 0.6, "grpo/135m": 0.6}
 # For torch: a thread that waits for another spins for a while, but not for ever, before it sleeps.
-ENVIRONMENT = {"GOMP_SPINCOUNT": "100000", "JAX_PLATFORMS": "cpu"}
+# For all: large blocks of memory are of large pages, so that a step does not fault in each 4 KiB.
+ENVIRONMENT = {
+    "GOMP_SPINCOUNT": "100000",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "JAX_PLATFORMS": "cpu",
+}
 MAX_STEPS = 100  # A peer's data is made beforehand.
 
 

@@ -115,9 +115,7 @@ def direct(
         check_separable(batch, accumulate)
 
         def objective(params, batch):
-            laid = laid_out(
-                batch, prompt_length=prompt_length, response_length=response_length
-            )
+            laid = laid_out(batch, prompt_length=prompt_length, response_length=response_length)
             batch, rows, mask = laid.batch, laid.rows, laid.text.response_mask
             read = rows.tokens
             if trunk_fn is not None:

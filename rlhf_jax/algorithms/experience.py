@@ -78,8 +78,8 @@ def scorer(
 
     Returns:
         ``(logits_fn, state, sequences, read, mask[B, T]) -> (Shared, means)``: the reference's
-        logits, of what it reads; rewards ``[B]`` or ``[B, T]``, 0 where masked; and, with ``aggregate``, what
-        was earned of each model on average.
+        logits, of what it reads; rewards ``[B]`` or ``[B, T]``, 0 where masked; and, with
+        ``aggregate``, what was earned of each model on average.
 
     Raises:
         ValueError: unless exactly one of ``reward_fn`` and ``shared_fn`` is given; when called, if

@@ -184,13 +184,14 @@ class _SharedPrompts(Laid):
         empty = ~jnp.any(text.response_mask, axis=1).reshape(-1, count)[:, :1]
         right = (short & alike) | jnp.repeat(empty[:, 0], count)
         if not isinstance(right, jax.core.Tracer) and not right.all():
-            most = jnp.max(jnp.where(right, 0, start)), jnp.max(jnp.where(right, 0, total - start))
-            raise ValueError(
-                f"prompt_length={prompt_length} and response_length={response_length} are for "
-                "judgements of one prompt, and no longer than that, but there is one whose "
-                + ("sides have different prompts" if (short | right).all() else "lengths are more")
-                + f" (up to {most[0]} and {most[1]})"
-            )
+            counts = {
+                "prompt": (prompt_length, start),
+                "response": (response_length, total - start),
+            }
+            for name, (length, count) in counts.items():
+                if (most := int(jnp.max(jnp.where(right, 0, count)))) > length:
+                    raise ValueError(f"{name}_length={length} must be at least {most}")
+            raise ValueError("with prompt_length the sides of a judgement must have one prompt")
         tokens, real, marked = map(together_again, prompts, answers)
         rows = Sequences(tokens, Forked(real, count, prompt_length), marked)
         column = jnp.maximum(rank + (prompt_length - start)[:, None], 0)

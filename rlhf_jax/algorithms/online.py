@@ -77,6 +77,7 @@ def online_dpo(
     beta: float = 0.1,
     loss: PreferenceLoss = bradley_terry,
     trainable: trees.Patterns | None = None,
+    share_prompts: bool = False,
     axis_name: str | None = None,
 ) -> Algorithm:
     r"""Direct preference optimisation on pairs that the policy writes and a judge compares.
@@ -97,6 +98,8 @@ def online_dpo(
         beta: multiplies the log-ratio; reward per nat.
         loss: any preference loss; with ``partial(squared, tau=...)`` and ``beta=1`` online IPO.
         trainable: what of the parameters trains, as of ``direct``; by default all.
+        share_prompts: whether policy and reference read a prompt once for both answers, as with
+            ``direct``'s ``prompt_length``.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
@@ -127,13 +130,15 @@ def online_dpo(
         pairs = Preferences(
             jax.tree.map(picked, first, second), jax.tree.map(picked, second, first)
         )
+        start = prompts.tokens.shape[1]
         update = direct(
             logits_fn,
             optimizer,
             beta=beta,
             loss=expected,
             trainable=trainable,
-            response_length=answers.tokens.shape[1] - prompts.tokens.shape[1],
+            prompt_length=start if share_prompts else None,
+            response_length=answers.tokens.shape[1] - start,
             axis_name=axis_name,
         )
         after, metrics = update.step(state.replace(frozen=state.frozen.reference), pairs)

@@ -255,7 +255,9 @@ def policy_gradient(
 
     def once(read_fn: LogitsFn | TrunkFn, start: int, width: int) -> LogitsFn | TrunkFn:
         """What reads the prompts, of ``start`` of ``width`` columns, once if that is wanted."""
-        return prompts_once(read_fn, samples_per_prompt, width - start) if share_prompts else read_fn
+        return (
+            prompts_once(read_fn, samples_per_prompt, width - start) if share_prompts else read_fn
+        )
 
     def read_of(params: Params, sequences: Sequences, trunk_fn: TrunkFn | None) -> PyTree:
         """What the policy's logits are of."""

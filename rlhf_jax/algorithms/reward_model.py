@@ -90,8 +90,8 @@ def reward_model(
         knows packed rows, as ``models.score_model``'s; metrics as of ``direct``.
 
     Raises:
-        ValueError: if ``token_dropout`` is not in [0, 1), or there is ``prompt_length`` with it; when called, if there is ``centering`` of
-            more than one reward a sequence.
+        ValueError: if ``token_dropout`` is not in [0, 1), or there is ``prompt_length`` with it;
+            when called, if there is ``centering`` of more than one reward a sequence.
 
     Reference: Ouyang et al. 2022, eq. 1, https://arxiv.org/abs/2203.02155; centering, Eisenstein et
     al. 2023, https://arxiv.org/abs/2312.09244; token dropout, Iyyer et al. 2015 (deep averaging
@@ -117,9 +117,7 @@ def reward_model(
 
         def objective(params, given):
             batch, keys = given
-            laid = laid_out(
-                batch, prompt_length=prompt_length, response_length=response_length
-            )
+            laid = laid_out(batch, prompt_length=prompt_length, response_length=response_length)
             batch, mask = laid.batch, laid.text.mask
             every = sides(batch)
             valid = jnp.any(every[0].response_mask, axis=-1)

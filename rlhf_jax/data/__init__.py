@@ -1,6 +1,6 @@
 """Data as arrays: feedback from files and the hub, the real ratings, text as tokens, batches."""
 
-from rlhf_jax.data.batches import Batches, epochs, longest_response, stacked
+from rlhf_jax.data.batches import Batches, epochs, longest_response, shared_lengths, stacked
 from rlhf_jax.data.checking import FeedbackError
 from rlhf_jax.data.demonstrations import tokenise_prompts, tokenise_sequences
 from rlhf_jax.data.feedback import (
@@ -49,6 +49,7 @@ __all__ = [
     "plain_template",
     "ranked",
     "save_feedback",
+    "shared_lengths",
     "stacked",
     "stream",
     "tokenise_preferences",

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from rlhf_jax.sequences import segmented
 from rlhf_jax.types import Batch, PyTree, Sequences
 
-__all__ = ["Batches", "epochs", "longest_response", "stacked"]
+__all__ = ["Batches", "epochs", "longest_response", "shared_lengths", "stacked"]
 
 # step -> batch. It has no state: to resume at a step is to ask for that step.
 Batches = Callable[[int], Batch]
@@ -97,13 +98,49 @@ def longest_response(batch: PyTree) -> int:
     >>> longest_response(Sequences(np.ones((2, 3), int), mask | True, mask))
     2
     """
+    counts = [np.asarray(x.response_mask).sum(axis=-1) for x in _sequences_of(batch)]
+    return max(1, *(int(count.max(initial=0)) for count in counts))
+
+
+def shared_lengths(batch: PyTree) -> dict[str, int]:
+    """The lengths that let the sides of a judgement share their prompt in an algorithm.
+
+    Args:
+        batch: one batch, or all data of which they will be: ``Preferences``, ``Ranked`` and so on,
+            not packed.
+
+    Returns:
+        ``prompt_length``, the most tokens before a row's first response token, and
+        ``response_length``, the most from there on, each at least 1: for ``algorithms.direct`` and
+        its relatives and ``algorithms.reward_model``.
+
+    Raises:
+        ValueError: if there are no sequences, or they are packed.
+
+    >>> mask = np.array([[False, True, True], [False, False, True]])
+    >>> shared_lengths(Sequences(np.ones((2, 3), int), mask | True, mask))
+    {'prompt_length': 2, 'response_length': 2}
+    """
+    before, behind = [1], [1]
+    for sequences in _sequences_of(batch):
+        mask, response = np.asarray(sequences.mask), np.asarray(sequences.response_mask)
+        if segmented(mask):
+            raise ValueError("batch must not be packed: its rows do not share prompts")
+        started = np.logical_or.accumulate(response, axis=-1)
+        answered = started[..., -1:]  # Where nothing is a response, a row is padding.
+        before.append((mask & ~started & answered).sum(axis=-1).max(initial=0))
+        behind.append((mask & started).sum(axis=-1).max(initial=0))
+    return {"prompt_length": int(max(before)), "response_length": int(max(behind))}
+
+
+def _sequences_of(batch: PyTree) -> list[Sequences]:
+    """All that a batch holds; else a ``ValueError``."""
     leaves = jax.tree.leaves(batch, is_leaf=lambda x: isinstance(x, Sequences))
     # In what is packed, those without an array stand for sequences that are in the rows.
-    masks = [x.response_mask for x in leaves if isinstance(x, Sequences)]
-    counts = [np.asarray(mask).sum(axis=-1) for mask in masks if mask is not None]
-    if not counts:
+    found = [x for x in leaves if isinstance(x, Sequences) and x.response_mask is not None]
+    if not found:
         raise ValueError(f"batch must hold Sequences; a {type(batch).__name__} holds none")
-    return max(1, *(int(count.max(initial=0)) for count in counts))
+    return found
 
 
 def stacked(batches: Sequence[Batches]) -> Batches:

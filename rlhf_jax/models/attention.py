@@ -211,23 +211,27 @@ def attend(
         scale: ``a``.
         softcap: ``c``, which no score goes beyond; ``None`` leaves them as they are.
         implementation: ``"einsum"``, of plain products; ``"xla"`` or ``"cudnn"``, of
-            ``jax.nn.dot_product_attention``, for one block without soft cap (others are plain);
+            ``jax.nn.dot_product_attention``, without soft cap, and of several blocks only if there
+            are several queries a row: the blocks are then put together (the rest is plain);
             ``"auto"``, ``"cudnn"`` where there is a GPU and the shapes and dtype allow, or plain.
 
     Returns:
         ``dtype[B, S, H * D]``. A query that sees nothing gets some finite mean.
     """
     batch, new, heads, width = queries.shape
-    fused = len(blocks) == 1 and softcap is None and blocks[0].keys.shape[0] == batch
+    whole = [block.keys.shape[0] for block in blocks] == [batch]
+    # To put a cache together for one more token would take longer than to read it.
+    fused = softcap is None and (whole or new > 1)
     if implementation == "auto":
-        implementation = "cudnn" if fused and _cudnn_can(queries, blocks[0]) else "einsum"
+        implementation = "cudnn" if fused and _cudnn_can(queries, blocks) else "einsum"
     if fused and implementation != "einsum":
-        keys, values = (x.swapaxes(1, 2).astype(queries.dtype) for x in blocks[0][:2])
+        keys, values, seen = blocks[0] if whole else _joined(blocks, batch)
+        keys, values = (x.swapaxes(1, 2).astype(queries.dtype) for x in (keys, values))
         mixed = jax.nn.dot_product_attention(
             queries,
             keys,
             values,
-            mask=blocks[0].seen[:, None],
+            mask=seen[:, None],
             scale=scale,
             implementation=implementation,
         )
@@ -264,7 +268,17 @@ def attend(
     return sum(rest, first)
 
 
-def _cudnn_can(queries: jax.Array, block: KeyBlock) -> bool:
+def _joined(blocks: Sequence[KeyBlock], batch: int) -> KeyBlock:
+    """One block of several, with the keys that rows share repeated for each of them."""
+
+    def together(*parts: jax.Array) -> jax.Array:
+        return jnp.concatenate([jnp.repeat(x, batch // len(x), axis=0) for x in parts], axis=2)
+
+    keys, values, seen = map(together, *blocks)
+    return KeyBlock(keys, values, seen)
+
+
+def _cudnn_can(queries: jax.Array, blocks: Sequence[KeyBlock]) -> bool:
     """Whether cuDNN's attention takes these arrays, here."""
     _, new, _, width = queries.shape
     return (
@@ -274,5 +288,5 @@ def _cudnn_can(queries: jax.Array, block: KeyBlock) -> bool:
         and width <= 128
         # Those of the backward pass must be even.
         and new % 2 == 0
-        and block.keys.shape[2] % 2 == 0
+        and sum(block.keys.shape[2] for block in blocks) % 2 == 0
     )
