@@ -236,9 +236,9 @@ def keep_freed_memory() -> bool:
     of a step of a few milliseconds to a few hundred. The price: other processes cannot have the
     memory of the largest call while this one lives.
 
-    What a process must be started with cannot be set here: ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``
-    (Linux, glibc 2.35 or later) has large blocks consist of large pages, which for models of some
-    ten million parameters and more matters as much.
+    What a process must be started with cannot be set here: with
+    ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1`` (Linux, glibc 2.35 or later) large blocks are of large
+    pages, which for models of some ten million parameters and more matters as much.
 
     Returns:
         Whether it is so now: false where the C library is not glibc.

@@ -179,6 +179,10 @@ def logits(params, tokens, mask):
     return FactoredLogits(hidden(params, tokens, mask), params["out"])
 
 
+def top(params, read, mask):
+    return FactoredLogits(read, params["out"])
+
+
 def scores(params, tokens, mask):
     each = hidden(params, tokens, mask) @ params["head"]
     if isinstance(mask, Forked):
@@ -215,6 +219,7 @@ BATCHES = {
         Rated(ANSWERS[0], np.arange(8) % 2 == 0, ANSWERS[1]),
     ),
     "rewards": (partial(algorithms.reward_model, scores, SGD, centering=0.1), PAIRS),
+    "a trunk": (partial(algorithms.dpo, top, SGD, trunk_fn=hidden, trainable="out"), PAIRS),
 }
 
 
@@ -315,11 +320,22 @@ def test_policy_gradients_share_prompts(settings):
 
 
 def test_a_trunk_is_read_once_too():
-    top = lambda params, read, mask: FactoredLogits(read, params["out"])  # noqa: E731
     settings = {"read": top, "trunk_fn": hidden, "trainable": "out"}
     whole = policy_stepped(jax.jit, policy(**settings))
     found = policy_stepped(jax.jit, policy(share_prompts=True, **settings))
     chex.assert_trees_all_close(found, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_a_reward_on_the_reference_too():
+    """A function of rows, whatever it is for, becomes one that reads prompts once."""
+    head = models.linear_head(6)
+    text = Sequences(TOKENS, MASK, MASK & (jnp.arange(START + LENGTH) >= START))
+    once = forks.prompts_once(logits, SAMPLES, LENGTH)
+    found, whole = (
+        models.shared_trunk(read, head)(PARAMS, head.init(KEY), text) for read in (once, logits)
+    )
+    chex.assert_trees_all_close(found.rewards, whole.rewards, rtol=1e-5)
+    chex.assert_trees_all_close(found.logits, whole.logits, rtol=1e-5, atol=1e-6)
 
 
 def test_minibatches_keep_the_samples_of_a_prompt_together():

@@ -181,8 +181,9 @@ def policy_gradient(
         share_prompts: whether policy and reference read a prompt once for its ``K`` samples
             (``forks.prompts_once``), to rounding the same step, for a ``logits_fn`` (and a
             ``trunk_fn``) that knows forked rows, as ``models.language_model``'s. A minibatch, and a
-            part of ``accumulate``, then has all samples of a prompt or none. Rewards, critic and
-            ``shared_fn`` read the samples as they are.
+            part of ``accumulate``, then has all samples of a prompt or none. Rewards and critic
+            read the samples as they are, and so does ``shared_fn`` unless it is made of
+            ``prompts_once`` itself.
         axis_name: the pmapped axis, for ``parallel.pmap_step``.
 
     Returns:
