@@ -230,7 +230,12 @@ def stepped(compile, algorithm, batch):
     return state.params, metrics
 
 
-@pytest.mark.parametrize("name", BATCHES)
+SLOW = ("rankings", "ratings, unrelated")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in BATCHES]
+)
 def test_the_sides_of_a_judgement_share_their_prompt(name):
     make, batch = BATCHES[name]
     lengths = data.shared_lengths(batch)
@@ -310,7 +315,10 @@ def policy_stepped(compile, algorithm):
     return state.params, metrics
 
 
-@pytest.mark.parametrize("settings", [{}, {"accumulate": 2, "entropy_weight": 0.1}])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({}, marks=pytest.mark.slow), {"accumulate": 2, "entropy_weight": 0.1}],
+)
 def test_policy_gradients_share_prompts(settings):
     whole = policy_stepped(jax.jit, policy(**settings))
     once = policy(share_prompts=True, **settings)
