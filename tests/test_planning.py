@@ -143,6 +143,40 @@ def test_operations_by_hand():
     assert counted["score"] == forward + logits
 
 
+def test_operations_with_shared_prompts():
+    plain, shared = (
+        work.operations(
+            planning.Workload(
+                algorithm="grpo", samples=2, remat=False, share_prompts=share, **SMALL
+            )
+        )
+        for share in (False, True)
+    )
+    forward = 2 * 2 * LAYER * 16 * 8 + 4 * 2 * 16 * 16 * 8 * 8
+    once = 2 * 2 * LAYER * (8 * 4 + 16 * 4) + 4 * 2 * 16 * (8 * 4 * 4 + 16 * 4 * 8)
+    assert plain["update"] - shared["update"] == 3 * (forward - once)
+    assert plain["score"] - shared["score"] == forward - once  # the reward reads all
+    assert plain["generate"] == shared["generate"]
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["grpo", pytest.param("dpo", marks=pytest.mark.slow), "reward_model"]
+)
+def test_what_shares_prompts_is_another_program(algorithm):
+    """The same state, fewer tokens: the real step has fewer operations, its estimate is lower."""
+    plain, shared = (
+        planning.Workload(algorithm=algorithm, share_prompts=share, **SMALL | {"prompt_length": 12})
+        for share in (False, True)
+    )
+    found = []
+    for workload in (plain, shared):
+        program = planning.program(workload)
+        lowered = jax.jit(program.step).lower(program.state, program.batch)
+        update = memory.temporaries(workload, program, {"data": 1, "fsdp": 1, "tensor": 1})
+        found.append((lowered.cost_analysis()["flops"], update["update"]))
+    assert all(less < more for more, less in zip(*found, strict=True))
+
+
 def test_a_policy_gradient_step_is_about_ten_per_parameter_and_token():
     """GRPO on a large model: generate 2, reference 2, update 6, beside attention and reward."""
     workload = planning.Workload(
@@ -247,6 +281,11 @@ def test_changes_that_suffice_only_together():
         ({"model": "smollm2-135m", "prompt_length": 8_000}, "reads at most 8192"),
         ({"algorithm": "dpo", "epochs": 2}, "are of ppo, grpo and rloo, not dpo"),
         ({"minibatches": 3}, "minibatches=3 must divide the 256 sequences"),
+        ({"share_prompts": True}, "share_prompts is for several answers .* ppo has one"),
+        (
+            {"algorithm": "rloo", "share_prompts": True, "minibatches": 512},
+            "must divide the 1024 sequences .* kept together",
+        ),
         ({"accumulate": 3}, "accumulate=3 must divide the 256 rows"),
         ({"topology": "v5e:3x3"}, "v5e:1x1, v5e:2x2, v5e:2x4, v5e:4x4"),
         ({"topology": "b200:1x1x8"}, "write chip:size, of v4: 2x2x1"),

@@ -107,6 +107,7 @@ def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -
     rows, whole = axes.get("data", 1) * axes.get("fsdp", 1), axes.get("fsdp", 1) * tensor
     width = workload.dtype.dtype.itemsize
     length, sequences = workload.length, -(-workload.sequences // rows)
+    read = workload.read_length
     updated = -(-workload.sequences // (workload.minibatches * workload.accumulate * rows))
     trained = sum(x.size for x in jax.tree.leaves(program.state.opt_state)) / 2
     wide = workload.param_dtype.dtype.itemsize
@@ -114,18 +115,20 @@ def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -
 
     # Two layers at once, one being computed with and one under way; the vocabulary stays cut.
     gathered = 2 * _layer_weights(config) // tensor * width * (axes.get("fsdp", 1) > 1)
-    reading = _layer(config, sequences, length, length, tensor, width)
+    # What is only scored reads the whole of every sequence.
+    scored = length if workload.on_policy and workload.reward == "model" else read
+    reading = _layer(config, sequences, scored, length, tensor, width)
     block = 8192 if config.vocab_size > 8192 else config.vocab_size
-    logits = 3 * updated * length * block // min(tensor, block) * 4
-    stream = updated * length * config.hidden_size * width
+    logits = 3 * updated * read * block // min(tensor, block) * 4
+    stream = updated * read * config.hidden_size * width
     kept = stream if workload.remat else 0
     if not workload.remat:
-        kept = _layer(config, updated, length, length, tensor, width)
+        kept = _layer(config, updated, read, length, tensor, width)
     gradient = trained / whole * (4 if workload.accumulate > 1 or wide == 4 else wide)
     gradient += trained / whole * wide if workload.accumulate > 1 else 0
     update = {
         "residual streams": models * config.num_layers * kept,
-        "one layer": 1.5 * _layer(config, updated, length, length, tensor, width),
+        "one layer": 1.5 * _layer(config, updated, read, length, tensor, width),
         "weights": gathered + logits,
         "gradient": gradient,
     }
@@ -136,7 +139,7 @@ def temporaries(workload: Workload, program: Program, axes: Mapping[str, int]) -
             # Only after the last is known whether to undo them: it keeps what it began with.
             state = jax.tree.leaves(program.state.opt_state)
             again = (sum(x.size * x.dtype.itemsize for x in state) + trained * wide) / whole
-        words = 2 * sequences * length * block // tensor * 4
+        words = 2 * sequences * read * block // tensor * 4
         phases["score"] = reading + gathered + words
         new = workload.prompt_length
         prompt = _layer(config, sequences, new, new + length, tensor, width)

@@ -111,6 +111,7 @@ def program(workload: Workload) -> Program:
             prompt_length=1,
             response_length=1,
             remat=False,
+            share_prompts=False,
         )
     )
     if workload.on_policy:
@@ -132,12 +133,15 @@ def _algorithm(workload: Workload) -> Algorithm:
     model = language_model(config)
     settings = {"accumulate": workload.accumulate, "trainable": _trainable(workload)}
     optimizer = _optimizer(workload)
-    if workload.algorithm == "reward_model":
-        return algorithms.reward_model(score_model(config).score_fn, optimizer, **settings)
     if not workload.on_policy:
-        build = getattr(algorithms, workload.algorithm)
-        settings["response_length"] = workload.response_length
-        return build(model.factored_logits_fn, optimizer, **settings)
+        build, read = getattr(algorithms, workload.algorithm), model.factored_logits_fn
+        if workload.share_prompts:
+            settings["prompt_length"] = workload.prompt_length
+        if workload.algorithm == "reward_model":
+            read = score_model(config).score_fn
+        if workload.algorithm != "reward_model" or workload.share_prompts:
+            settings["response_length"] = workload.response_length
+        return build(read, optimizer, **settings)
     sample = sampler(
         model.decoder, max_new_tokens=workload.response_length, eos_id=config.vocab_size - 1
     )
@@ -145,6 +149,7 @@ def _algorithm(workload: Workload) -> Algorithm:
         "samples_per_prompt": workload.resolved_samples,
         "epochs": workload.resolved_epochs,
         "minibatches": workload.minibatches,
+        "share_prompts": workload.share_prompts,
     }
     shared, head = workload.reward == "shared", linear_head(config.hidden_size)
     if shared:

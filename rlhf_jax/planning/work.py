@@ -22,7 +22,8 @@ def operations(workload: Workload) -> dict[str, float]:
     ``d`` to the ``T_t`` columns that are computed for each, masked ones included. A backward pass
     is twice that, or once where the weights are frozen under adapters; ``remat`` repeats the
     layers' forward pass, and the logits' is always repeated (``vocabulary``). All responses are
-    taken to be of full length.
+    taken to be of full length. With ``share_prompts`` a prompt counts once for policy and
+    reference, and as often as it has answers for a reward model and a critic beside them.
 
     Args:
         workload: the step.
@@ -36,26 +37,30 @@ def operations(workload: Workload) -> dict[str, float]:
     (['recompute', 'update'], 1.04)
     """
     config, length = workload.config, workload.length
-    tokens = workload.sequences * length
-    layers = _layers(config, tokens, tokens * length)
-    answered = workload.sequences * workload.response_length
+    tokens, prompt = workload.sequences * length, workload.prompt_length
+    whole = _layers(config, tokens, tokens * length)
+    answered, layers = workload.sequences * workload.response_length, whole
+    if workload.share_prompts:
+        prompts = workload.sequences // workload.sharing
+        read, pairs = prompts * prompt + answered, prompts * prompt**2 + answered * length
+        layers = _layers(config, read, pairs)
     logits = 2.0 * answered * config.hidden_size * config.vocab_size
     backward = 1 if workload.lora_rank else 2
     heads = layers if workload.algorithm == "reward_model" else layers + logits
     again = layers * _repeated(workload.remat) + (heads - layers)
     critic = workload.algorithm == "ppo" and workload.reward == "model"
-    trained = heads + (layers if critic else 0)
+    trained = heads + (whole if critic else 0)
     found = {
         "update": (1 + backward) * trained * workload.resolved_epochs,
         "recompute": again * workload.resolved_epochs,
     }
     if critic:
-        found["recompute"] += layers * _repeated(workload.remat) * workload.resolved_epochs
+        found["recompute"] += whole * _repeated(workload.remat) * workload.resolved_epochs
     if workload.algorithm == "dpo":
         found["score"] = heads
     if workload.on_policy:
-        reward = layers if workload.reward == "model" else 0
-        found["score"] = heads + reward + (layers if critic else 0)
+        reward = whole if workload.reward == "model" else 0
+        found["score"] = heads + reward + (whole if critic else 0)
         found["generate"] = _generation(workload)
     return found
 

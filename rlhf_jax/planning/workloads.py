@@ -39,6 +39,8 @@ class Workload:
         remat: as of ``TransformerConfig``: ``True``, ``False`` or the name of a policy.
         lora_rank: of adapters on all linear layers; the base is then frozen, and bfloat16 unless
             the precision is ``float32``. ``None``: all parameters train.
+        share_prompts: whether policy and reference (or the reward model that is trained) read a
+            prompt once for all answers to it, both of a pair or all samples.
         reward: for ``ppo``, ``grpo`` and ``rloo``: ``model``, a frozen reward model of the policy's
             shape (and for ``ppo`` a critic of the same); or ``shared``, heads on the reference.
     """
@@ -56,6 +58,7 @@ class Workload:
     momentum_bfloat16: bool = False
     remat: bool | str = True
     lora_rank: int | None = None
+    share_prompts: bool = False
     reward: str = "model"
 
     def __post_init__(self):
@@ -79,11 +82,17 @@ class Workload:
                 f"prompt_length {self.prompt_length} and response_length {self.response_length} "
                 f"make {self.length} tokens, but {self.name} reads at most {config.max_length}"
             )
+        if self.share_prompts and self.answers == 1:
+            raise ValueError(
+                f"share_prompts is for several answers to a prompt, and {self.algorithm} has one "
+                "(samples)"
+            )
         if self.on_policy:
-            if self.sequences % self.minibatches:
+            if self.sequences // self.sharing % self.minibatches:
                 raise ValueError(
                     f"minibatches={self.minibatches} must divide the {self.sequences} sequences "
-                    f"({self.batch} prompts, {self.resolved_samples} samples each)"
+                    f"({self.batch} prompts, {self.resolved_samples} samples each"
+                    f"{', kept together by share_prompts' if self.share_prompts else ''})"
                 )
         elif self.samples or self.epochs or self.minibatches > 1:
             raise ValueError(
@@ -120,15 +129,31 @@ class Workload:
         return self.epochs or _EPOCHS.get(self.algorithm, 1)
 
     @property
+    def answers(self) -> int:
+        """Sequences that begin alike: both sides of a pair, all samples of a prompt."""
+        return self.resolved_samples * (2 if self.algorithm in ("dpo", "reward_model") else 1)
+
+    @property
+    def sharing(self) -> int:
+        """How many of them are read behind one reading of their prompt."""
+        return self.answers if self.share_prompts else 1
+
+    @property
     def sequences(self) -> int:
         """Sequences that are read: both sides of every pair, all samples of every prompt."""
-        pairs = 2 if self.algorithm in ("dpo", "reward_model") else 1
-        return self.batch * pairs * self.resolved_samples
+        return self.batch * self.answers
+
+    @property
+    def read_length(self) -> int:
+        """Tokens that are read of a sequence, its share of a prompt included."""
+        return -(-self.prompt_length // self.sharing) + self.response_length
 
     @property
     def part(self) -> int:
         """Rows of the batch of one update, before ``accumulate`` cuts it."""
-        return self.sequences // self.minibatches if self.on_policy else self.batch
+        if not self.on_policy:
+            return self.batch
+        return self.sequences // self.sharing // self.minibatches
 
     @property
     def dtype(self) -> jnp.dtype:
