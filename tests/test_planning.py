@@ -241,7 +241,15 @@ def test_a_plan_that_does_not_fit_says_what_would():
     kinds = [change.split()[0] for change in tight.changes]
     assert kinds == sorted(
         kinds,
-        key=["--mesh", "--accumulate", "--topology", "--batch", "--precision", "--lora-rank"].index,
+        key=[
+            "--mesh",
+            "--share-prompts",
+            "--accumulate",
+            "--topology",
+            "--batch",
+            "--precision",
+            "--lora-rank",
+        ].index,
     )
     assert {"--accumulate", "--topology", "--batch"} <= set(kinds)
     (line,) = (change for change in tight.changes if change.startswith("--accumulate"))

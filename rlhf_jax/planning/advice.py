@@ -1,5 +1,6 @@
 """What to change so that a step fits, and on how few chips it would; all by arithmetic."""
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping
 
@@ -33,9 +34,9 @@ def changes(
 
     Returns:
         One line a kind of change that suffices by itself, with the bytes that a chip would need:
-        those first that leave the numbers as they are (another mesh, remat, accumulation), then
-        those that cost chips, then those that change what is learnt. If none suffices, those that
-        do with the first kind taken together. Empty if nothing does.
+        those first that leave the numbers as they are (another mesh, remat, shared prompts,
+        accumulation), then those that cost chips, then those that change what is learnt. If none
+        suffices, those that do with the first kind taken together. Empty if nothing does.
     """
     kinds = _kinds(workload, where, axes)
     found = _sufficient(kinds, limit, scale)
@@ -95,9 +96,16 @@ def _kinds(workload: Workload, where: Topology, axes: Mapping[str, int]) -> list
                 return
             count //= 2
 
+    def shared() -> Iterator[_Change]:
+        # Its parts are of whole prompts, and perhaps too many.
+        with contextlib.suppress(ValueError):
+            if workload.answers > 1:
+                yield from changed("--share-prompts", share_prompts=True)
+
     found = [
         meshes(),
         changed("--remat True", remat=True),
+        shared(),
         parts(),
         changed("--momentum-bfloat16", momentum_bfloat16=True),
         chips(),
