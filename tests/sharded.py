@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import toys
 
-from rlhf_jax import algorithms, models, parallel, sampling
+from rlhf_jax import algorithms, data, models, parallel, sampling
 from rlhf_jax.types import ActorCritic
 
 CONFIG = models.TransformerConfig(
@@ -83,6 +83,31 @@ def policy():
     return algorithm, state, toys.prompts(8)
 
 
+def shared_policy():
+    """GRPO whose prompts are read once for their samples."""
+    algorithm = algorithms.grpo(
+        MODEL.factored_logits_fn,
+        sampling.sampler(MODEL.decoder, max_new_tokens=4, eos_id=1),
+        lambda p, s: jnp.sum(jnp.where(s.response_mask, s.tokens, 0), axis=-1) / 96,
+        optimizer(),
+        samples_per_prompt=2,
+        share_prompts=True,
+    )
+    return algorithm, algorithm.init(params(), jax.random.key(1)), toys.prompts(8)
+
+
+def shared_direct():
+    """Pairs whose prompt is read once."""
+    batch = toys.preferences(8)
+    rejected = batch.rejected.tokens.copy()
+    rejected[:, :2] = batch.chosen.tokens[:, :2]
+    batch = batch.replace(rejected=batch.rejected.replace(tokens=rejected))
+    algorithm = algorithms.direct(
+        MODEL.factored_logits_fn, optimizer(), **data.shared_lengths(batch)
+    )
+    return algorithm, algorithm.init(params(), jax.random.key(1)), batch
+
+
 def small_state():
     """Of step 3, and no model."""
     algorithm = algorithms.supervised(lambda p, t, m: p["w"][t], optax.sgd(0.1))
@@ -94,7 +119,8 @@ def params():
     return MODEL.init(jax.random.key(0))
 
 
-ALGORITHMS = {f.__name__: f for f in (supervised, direct, tied_lora, reward, policy)}
+MADE = (supervised, direct, tied_lora, reward, policy, shared_policy, shared_direct)
+ALGORITHMS = {f.__name__: f for f in MADE}
 
 
 def compiled(algorithm, state, batch, mesh):

@@ -250,6 +250,15 @@ def test_the_sides_of_a_judgement_share_their_prompt(name):
     chex.assert_trees_all_close(found, whole, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pairs", "rewards"])
+def test_shared_and_pmapped(name):
+    make, batch = BATCHES[name]
+    shared = make(axis_name="data", **data.shared_lengths(batch))
+    found = stepped(parallel.pmap_step, shared, batch)
+    chex.assert_trees_all_close(found, stepped(jax.jit, make(), batch), rtol=1e-5, atol=1e-6)
+
+
 def test_what_is_longer_or_of_another_prompt_is_no_number():
     make, batch = BATCHES["rewards"]
     other = PAIRS.replace(rejected=side(8, 1).replace(tokens=np.where(PAIRS.rejected.mask, 5, 0)))
