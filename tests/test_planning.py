@@ -211,6 +211,41 @@ REFUSED_AT_ONCE = (
 )
 
 
+def test_a_loop_is_as_long_as_its_condition_says():
+    """A TPU's compiler writes no count: a layer's loop inside of one that ends when all do."""
+    text = """HloModule m
+%layers_condition.1 (state: (s32[], f32[2])) -> pred[] {
+  %count.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  %limit.1 = s32[]{:T(128)} constant(30)
+  ROOT %lt.1 = pred[]{:T(512)} compare(%count.1, %limit.1), direction=LT
+}
+%layers.1 (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %gathered.1 = f32[8]{0:T(256)} all-gather(%x.1), replica_groups=[1,4]<=[4], dimensions={0}
+}
+%other_condition.1 (state: (s32[], f32[2])) -> pred[] {
+  %limit.2 = s32[]{:T(128)} constant(6)
+  ROOT %gt.1 = pred[] compare(%limit.2, %count.2), direction=GT
+}
+%alive.1 (state: (s32[], f32[2])) -> pred[] {
+  %limit.3 = s32[] constant(64)
+  %lt.2 = pred[] compare(%count.3, %limit.3), direction=LT
+  ROOT %and.1 = pred[] and(%lt.2, %any.1)
+}
+%token.1 (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  ROOT %while.1 = (s32[], f32[2]) while(%s.1), condition=%layers_condition.1, body=%layers.1
+}
+%block.1 (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %summed.1 = f32[8]{0} all-reduce(%y.1), replica_groups=[1,4]<=[4], to_apply=%add.1
+}
+ENTRY %main.1 (x: f32[2]) -> f32[2] {
+  %while.2 = (s32[], f32[2]) while(%s.2), condition=%alive.1, body=%token.1
+  %while.3 = (s32[], f32[2]) while(%s.3), condition=%other_condition.1, body=%block.1
+}
+"""
+    found = {c.kind: c.times for c in parallel.collectives(text, unknown_trips=7)}
+    assert found == {"all-gather": 7 * 30, "all-reduce": 6}
+
+
 def test_a_refusal_is_read():
     refusal = compiling.exhausted(REFUSAL)
     assert refusal.refused

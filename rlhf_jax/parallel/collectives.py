@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 __all__ = ["Collective", "collectives"]
@@ -22,6 +23,12 @@ _OPERATION = re.compile(r"([a-z][\w\-]*)\(")
 _ARRAY = re.compile(r"([a-z]+\d*[a-z0-9]*)\[([\d,<= ]*)\]")
 _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))"
+)
+_CONSTANT = re.compile(r"^[su]\d+\[\]\S* constant\((\d+)\)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
+_OPERAND = r"[^%,()]*%?([\w.\-]+)"
+_BELOW = re.compile(
+    rf" compare\([^,]*, {_OPERAND}\), direction=LT| compare\({_OPERAND},[^)]*\), direction=GT"
 )
 _TRIPS = re.compile(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)')
 
@@ -48,8 +55,9 @@ def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
 
     Args:
         compiled: as of ``jax.jit(f).lower(...).compile()``, or its ``as_text()``.
-        unknown_trips: how often a loop is taken to run whose length the compiler does not know,
-            such as sampling's, which ends when all sequences have.
+        unknown_trips: how often a loop is taken to run whose length the text does not say, such as
+            sampling's, which ends when all sequences have. A loop that goes on while a number is
+            below a constant, as a scan does, is taken to count from 0.
 
     Returns:
         One entry an instruction. An asynchronous pair (start and done) is one.
@@ -65,7 +73,9 @@ def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
     text = compiled if isinstance(compiled, str) else compiled.as_text()
     sizes: dict[str, int] = {}
     found: list[tuple[str, str, str, str]] = []  # computation, kind, result's type, rest of line
-    calls: dict[str, list[tuple[str, int]]] = {}
+    calls: dict[str, list[tuple[str, int | str]]] = {}
+    constants: dict[str, int] = {}
+    limits: dict[str, str] = {}  # of conditions: the name of what a number is to stay below
     entry, here = "", ""
     for line in text.splitlines():
         if header := _HEADER.match(line):
@@ -76,22 +86,28 @@ def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
         if not instruction:
             continue
         name, rest = instruction.groups()
+        if number := _CONSTANT.search(rest):
+            constants[name] = int(number[1])
+        if line.lstrip().startswith("ROOT") and (below := _BELOW.search(rest)):
+            limits[here] = below[1] or below[2]
         operation = _OPERATION.search(rest)
         if not operation:
             continue
         kind, result = operation[1], rest[: operation.start()]
         sizes[name] = sum(_arrays(result))
-        trips = 1
+        trips: int | str = 1
         if kind == "while":
-            known = _TRIPS.search(rest)
-            trips = int(known[1]) if known else unknown_trips
+            # A TPU's compiler does not write how often, so that the condition is to be asked.
+            known, condition = _TRIPS.search(rest), _CONDITION.search(rest)
+            trips = int(known[1]) if known else condition[1] if condition else ""
         for several, one in _CALLED.findall(rest):
             calls.setdefault(here, []).extend(
                 (inner.strip().lstrip("%"), trips) for inner in (several or one).split(",")
             )
         if kind.removesuffix("-start") in _KINDS:
             found.append((here, kind, result, rest[operation.end() :]))
-    times = _times(entry, calls)
+    lengths = {name: constants.get(limit, unknown_trips) for name, limit in limits.items()}
+    times = _times(entry, calls, lambda trips: lengths.get(trips, unknown_trips))
     listed = [
         Collective(
             kind.removesuffix("-start"),
@@ -144,14 +160,19 @@ def _group(rest: str) -> int:
     return 0
 
 
-def _times(entry: str, calls: dict[str, list[tuple[str, int]]]) -> dict[str, int]:
-    """How often each computation is run, loops within loops multiplied."""
+def _times(
+    entry: str, calls: dict[str, list[tuple[str, int | str]]], length: Callable[[str], int]
+) -> dict[str, int]:
+    """How often each computation is run, loops within loops multiplied.
+
+    Of a loop whose trips are not said there is the condition's name, of which ``length`` knows.
+    """
     times: dict[str, int] = {}
 
     def visit(name: str, count: int) -> None:
         times[name] = times.get(name, 0) + count
         for inner, trips in calls.get(name, ()):
-            visit(inner, count * trips)
+            visit(inner, count * (length(trips) if isinstance(trips, str) else trips))
 
     visit(entry, 1)
     return times
