@@ -246,6 +246,25 @@ ENTRY %main.1 (x: f32[2]) -> f32[2] {
     assert found == {"all-gather": 7 * 30, "all-reduce": 6}
 
 
+def test_one_transfer_among_several_fusions_is_one():
+    """As a TPU's compiler writes it that hides it behind other work; CPUs fuse no collectives."""
+    text = """HloModule m
+%begins.1 (p: f32[2]) -> f32[8] {
+  ROOT %part.1 = f32[8]{0} all-gather(%p.1), channel_id=7, replica_groups=[1,4]<=[4]
+}
+%goes_on.1 (p: f32[2]) -> f32[8] {
+  ROOT %part.2 = f32[8]{0} all-gather(%p.2), channel_id=7, replica_groups=[1,4]<=[4]
+}
+ENTRY %main.1 (x: f32[2]) -> f32[8] {
+  %fusion.1 = f32[8]{0} fusion(%x.1), kind=kCustom, calls=%begins.1
+  %fusion.2 = f32[8]{0} fusion(%x.1), kind=kCustom, calls=%goes_on.1
+  %alone.1 = f32[8]{0} all-gather(%x.1), channel_id=8, replica_groups=[1,4]<=[4]
+  %alone.2 = f32[8]{0} all-gather(%x.1), channel_id=8, replica_groups=[1,4]<=[4]
+}
+"""
+    assert [(c.bytes, c.times) for c in parallel.collectives(text)] == 3 * [(32, 1)]
+
+
 def test_a_refusal_is_read():
     refusal = compiling.exhausted(REFUSAL)
     assert refusal.refused

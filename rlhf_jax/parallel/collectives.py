@@ -25,6 +25,7 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|\w+_computations?)=(?:\{([^}]*)\}|%?([\w.\-]+))"
 )
 _CONSTANT = re.compile(r"^[su]\d+\[\]\S* constant\((\d+)\)")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _OPERAND = r"[^%,()]*%?([\w.\-]+)"
 _BELOW = re.compile(
@@ -60,7 +61,8 @@ def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
             below a constant, as a scan does, is taken to count from 0.
 
     Returns:
-        One entry an instruction. An asynchronous pair (start and done) is one.
+        One entry an instruction. An asynchronous pair (start and done) is one, and so are the
+        fusions among which a TPU's compiler divides one to hide it behind other work.
 
     >>> text = '''HloModule m
     ... ENTRY %main (x: f32[2]) -> f32[8] {
@@ -73,6 +75,7 @@ def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
     text = compiled if isinstance(compiled, str) else compiled.as_text()
     sizes: dict[str, int] = {}
     found: list[tuple[str, str, str, str]] = []  # computation, kind, result's type, rest of line
+    fused: set[str] = set()
     calls: dict[str, list[tuple[str, int | str]]] = {}
     constants: dict[str, int] = {}
     limits: dict[str, str] = {}  # of conditions: the name of what a number is to stay below
@@ -100,6 +103,8 @@ def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
             # A TPU's compiler does not write how often, so that the condition is to be asked.
             known, condition = _TRIPS.search(rest), _CONDITION.search(rest)
             trips = int(known[1]) if known else condition[1] if condition else ""
+        if kind == "fusion":
+            fused.update(one for _, one in _CALLED.findall(rest))
         for several, one in _CALLED.findall(rest):
             calls.setdefault(here, []).extend(
                 (inner.strip().lstrip("%"), trips) for inner in (several or one).split(",")
@@ -108,16 +113,15 @@ def collectives(compiled: Any, *, unknown_trips: int = 1) -> list[Collective]:
             found.append((here, kind, result, rest[operation.end() :]))
     lengths = {name: constants.get(limit, unknown_trips) for name, limit in limits.items()}
     times = _times(entry, calls, lambda trips: lengths.get(trips, unknown_trips))
-    listed = [
-        Collective(
-            kind.removesuffix("-start"),
-            _put_together(kind, result, rest, sizes),
-            times.get(computation, 0),
-            _group(rest),
-        )
-        for computation, kind, result, rest in found
-    ]
-    return sorted((c for c in listed if c.times), key=lambda c: (-c.bytes, c.kind))
+    listed: dict[Any, Collective] = {}
+    for number, (computation, kind, result, rest) in enumerate(found):
+        channel = _CHANNEL.search(rest) if computation in fused else None
+        # What of it does not run as often is the beginning, before a loop, or the end.
+        name, count = channel[1] if channel else number, times.get(computation, 0)
+        if count > (listed[name].times if name in listed else 0):
+            size = _put_together(kind, result, rest, sizes)
+            listed[name] = Collective(kind.removesuffix("-start"), size, count, _group(rest))
+    return sorted(listed.values(), key=lambda c: (-c.bytes, c.kind))
 
 
 def _arrays(types: str) -> list[int]:
