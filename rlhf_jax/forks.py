@@ -102,7 +102,16 @@ def prompts_once(
                 f"response_length={response_length}, but there are {mask.shape[1]} columns in all"
             )
         forked = Forked(fork(mask, samples, start), samples, start)
-        found = read_fn(params, jax.tree.map(lambda x: fork(x, samples, start), read), forked)
+        rows = jax.tree.map(lambda x: fork(x, samples, start), read)
+        try:
+            found = read_fn(params, rows, forked)
+        except (AttributeError, TypeError) as error:
+            if "Forked" not in str(error):
+                raise
+            raise TypeError(
+                "read_fn must know forked rows, as those of models.language_model and "
+                f"models.token_score_model do, not fail at them: {error}"
+            ) from error
         same = _same_prompts([mask, *jax.tree.leaves(read)], samples, start)
 
         def apart(x: jax.Array) -> jax.Array:

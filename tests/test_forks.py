@@ -107,6 +107,12 @@ def test_different_prompts_are_no_numbers():
     ):
         with pytest.raises(ValueError, match=message):
             forks.prompts_once(read, *settings)
+    plain = lambda params, tokens, mask: jnp.where(mask, tokens, 0)  # noqa: E731
+    with pytest.raises(TypeError, match=r"read_fn must know forked rows"):
+        forks.prompts_once(plain, SAMPLES, LENGTH)(1.0, TOKENS, MASK)
+    broken = lambda params, tokens, mask: params["weight"]  # noqa: E731
+    with pytest.raises(TypeError, match=r"not subscriptable"):
+        forks.prompts_once(broken, SAMPLES, LENGTH)(1.0, TOKENS, MASK)
     with pytest.raises(ValueError, match=r"response_length=10, but there are 9 columns in all"):
         forks.prompts_once(read, SAMPLES, 10)(1.0, TOKENS, MASK)
 

@@ -36,7 +36,7 @@ SHAPES = {
 }
 # Forward passes over all tokens, in the usual count of work: generation, the reference and (rloo's
 # usual implementation) the old log-probs are one each, an update three. What is left out, such as
-# prompt positions of the vocabulary, does not change the count.
+# prompt positions of the vocabulary or a prompt that was read already, does not change the count.
 PASSES = {"grpo": 5, "rloo": 6, "ppo": 5, "dpo": 4, "reward": 3}
 CRITIC_PASSES = 4
 KL = 0.05
