@@ -93,7 +93,9 @@ def test_an_answer_sees_no_other():
 
 
 def test_different_prompts_are_no_numbers():
-    read = lambda params, tokens, mask: params * tokens  # noqa: E731
+    def read(params, tokens, mask):
+        return params * tokens
+
     once = forks.prompts_once(read, SAMPLES, LENGTH)
     found = once(1.0, TOKENS.at[1, 2].add(1), MASK)
     assert jnp.isnan(found).all(axis=1).tolist() == [False, True] + [False] * 4
@@ -107,10 +109,15 @@ def test_different_prompts_are_no_numbers():
     ):
         with pytest.raises(ValueError, match=message):
             forks.prompts_once(read, *settings)
-    plain = lambda params, tokens, mask: jnp.where(mask, tokens, 0)  # noqa: E731
+
+    def plain(params, tokens, mask):
+        return jnp.where(mask, tokens, 0)
+
+    def broken(params, tokens, mask):
+        return params["weight"]
+
     with pytest.raises(TypeError, match=r"read_fn must know forked rows"):
         forks.prompts_once(plain, SAMPLES, LENGTH)(1.0, TOKENS, MASK)
-    broken = lambda params, tokens, mask: params["weight"]  # noqa: E731
     with pytest.raises(TypeError, match=r"not subscriptable"):
         forks.prompts_once(broken, SAMPLES, LENGTH)(1.0, TOKENS, MASK)
     with pytest.raises(ValueError, match=r"response_length=10, but there are 9 columns in all"):
