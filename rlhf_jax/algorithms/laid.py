@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from rlhf_jax.algorithms.common import row_keys
 from rlhf_jax.algorithms.feedback import Feedback, sides, together
-from rlhf_jax.forks import unfork
+from rlhf_jax.forks import fork, unfork
 from rlhf_jax.sequences import last_token, marked_log_probs, token_log_probs
 from rlhf_jax.types import (
     FactoredLogits,
@@ -169,10 +169,6 @@ class _SharedPrompts(Laid):
             marked = jnp.take_along_axis(text.response_mask, columns, axis=1)
             return jnp.where(real, tokens, 0), real, real & marked
 
-        def together_again(prompts, answers):
-            first = prompts.reshape(-1, count, prompt_length)[:, 0]
-            return jnp.concatenate([first, answers.reshape(len(first), -1)], axis=1)
-
         def of_one_prompt(x):
             x = x.reshape(-1, count, prompt_length)
             return jnp.all(x == x[:, :1], axis=-1).reshape(-1)
@@ -192,7 +188,8 @@ class _SharedPrompts(Laid):
                 if (most := int(jnp.max(jnp.where(right, 0, count)))) > length:
                     raise ValueError(f"{name}_length={length} must be at least {most}")
             raise ValueError("with prompt_length the sides of a judgement must have one prompt")
-        tokens, real, marked = map(together_again, prompts, answers)
+        whole = (jnp.concatenate(parts, axis=1) for parts in zip(prompts, answers, strict=True))
+        tokens, real, marked = (fork(x, count, prompt_length) for x in whole)
         rows = Sequences(tokens, Forked(real, count, prompt_length), marked)
         column = jnp.maximum(rank + (prompt_length - start)[:, None], 0)
         predicted = text.mask & (rank > 0)

@@ -25,12 +25,12 @@ import numpy as np
 
 from rlhf_jax.models import cache as caches
 from rlhf_jax.models import layouts
-from rlhf_jax.models.attention import KeyBlock, attend, near, rotary_frequencies, rotate
+from rlhf_jax.models.attention import KeyBlock, attend, rotary_frequencies, rotate
 from rlhf_jax.models.cache import KVCache
 from rlhf_jax.models.configuration import TransformerConfig
+from rlhf_jax.models.contexts import context_of
 from rlhf_jax.models.lora import Dense
 from rlhf_jax.placing import looked_up, placed
-from rlhf_jax.sequences import positions, segmented
 from rlhf_jax.types import Decoder, FactoredLogits, Forked, Key, LogitsFn, Params
 from rlhf_jax.vocabulary import logits_of
 
@@ -48,68 +48,6 @@ _ACTIVATIONS = {
     "gelu_tanh": nn.gelu,
     "relu": nn.relu,
 }
-
-
-class _Context(NamedTuple):
-    """What all layers are told of the tokens: where each is, and what it may see.
-
-    ``seen`` and ``near`` are ``bool[B, S, T]``: of the tokens among themselves, or of the columns
-    of the cache into which they go; ``before`` and ``before_near`` of what they continue, the
-    cache's prefix or, if the rows are forked, the prompt, whose own context is ``prompt``. ``near``
-    and ``before_near`` are of the layers that slide.
-    """
-
-    positions: jax.Array
-    seen: jax.Array
-    near: jax.Array | None = None
-    cache: KVCache | None = None
-    before: jax.Array | None = None
-    before_near: jax.Array | None = None
-    prompt: "_Context | None" = None
-
-
-def _context(
-    config: TransformerConfig, mask: jax.Array | Forked, cache: KVCache | None
-) -> _Context:
-    if isinstance(mask, Forked):
-        if cache is not None:
-            raise ValueError("a cache is of one sequence a row: mask must be boolean")
-        return _forked_context(config, mask)
-    new, window = mask.shape[1], config.sliding_window
-    places = positions(mask)
-    seen = jnp.tril(jnp.ones([new, new], bool))
-    if segmented(mask):
-        if cache is not None:
-            raise ValueError("a cache is of one sequence a row: mask must be boolean")
-        seen = seen & (mask[:, :, None] == mask[:, None, :]) & (mask > 0)[:, None, :]
-    else:
-        seen = seen & mask[:, None, :]
-    if cache is None:
-        close = None if window is None else seen & near(places, places, window)
-        return _Context(places, seen, close)
-    cache, places = caches.marked(cache, mask)
-    seen, close = caches.seen_by(places, cache, window)
-    if cache.prefix is None:
-        return _Context(places, seen, close, cache)
-    before = caches.seen_by(places, cache.prefix, window)
-    return _Context(places, seen, close, cache, *before)
-
-
-def _forked_context(config: TransformerConfig, forked: Forked) -> _Context:
-    """Of the answers, that of their prompts inside; ``positions`` are of the rows as they lie."""
-    mask, samples, start = forked.mask, forked.samples, forked.prompt_length
-    prompt = _context(config, mask[:, :start], None)
-    answers = _context(config, mask[:, start:].reshape(mask.shape[0] * samples, -1), None)
-    read = jnp.repeat(jnp.sum(mask[:, :start], axis=1), samples)
-    places = answers.positions + read[:, None]
-    before = jnp.repeat(mask[:, None, :start], samples, axis=0)
-    before = jnp.broadcast_to(before, (*places.shape, start))
-    close = None
-    if config.sliding_window is not None:
-        ahead = jnp.repeat(prompt.positions, samples, axis=0)
-        close = before & near(places, ahead, config.sliding_window)
-    rows = jnp.concatenate([prompt.positions, places.reshape(mask.shape[0], -1)], axis=1)
-    return answers._replace(positions=rows, before=before, before_near=close, prompt=prompt)
 
 
 class _RMSNormFromOne(nn.Module):
@@ -312,7 +250,7 @@ class Transformer(nn.Module):
             The hidden state ``dtype[B, S, hidden_size]`` and the new tokens' keys and values, each
             ``dtype[L, B, num_kv_heads, S, head_dim]``.
         """
-        context = _context(self.config, mask, cache)
+        context = context_of(self.config, mask, cache)
         hidden, below = self.lower(tokens, context)
         hidden, above = self.upper(hidden, context)
         both = [stack for stack in (below, above) if stack is not None]
@@ -345,11 +283,11 @@ class Transformer(nn.Module):
 
     def trunk(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """The residual stream ``dtype[B, T, hidden_size]`` below the top layers."""
-        return self.lower(tokens, _context(self.config, mask, None))[0]
+        return self.lower(tokens, context_of(self.config, mask, None))[0]
 
     def top(self, hidden: jax.Array, mask: jax.Array) -> jax.Array:
         """The last hidden state, of what ``trunk`` gave."""
-        return self.final_norm(self.upper(hidden, _context(self.config, mask, None))[0])
+        return self.final_norm(self.upper(hidden, context_of(self.config, mask, None))[0])
 
 
 class LanguageModel(NamedTuple):
